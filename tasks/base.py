@@ -1,0 +1,126 @@
+"""What every task is made of: a `Task`, the `Physics` it looks at, and dm_control's own resets."""
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import mujoco
+import numpy as np
+
+
+@flax.struct.dataclass
+class Physics:
+    """What a task may look at: one environment's physics after a control step (no batch axis)."""
+
+    qpos: jax.Array  # (nq,)  generalised positions
+    qvel: jax.Array  # (nv,)  generalised velocities
+    act: jax.Array  # (na,)  actuator activations
+    ctrl: jax.Array  # (nu,)  control applied during the step, in the actuators' own units
+    sensors: dict[str, jax.Array]  # sensor name -> (dim,)
+    episode: dict[str, jax.Array]  # what this episode changed in the model, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of one domain, independent of the engine that will step it.
+
+    Attributes:
+      domain, name: dm_control's names; the environment's id is `domain-name`.
+      model: dm_control's model plus the named sensors that `observe` and `reward` read.
+      observe: Physics -> (O,) observation, dm_control's entries in dm_control's order.
+      reward: Physics -> () reward.
+      terminated: Physics -> () bool, or None for a task that only ends by its time limit.
+      differences: what differs from the original, for the table of tasks; empty for nothing.
+    """
+
+    domain: str
+    name: str
+    model: mujoco.MjModel
+    observe: Callable[[Physics], jax.Array]
+    reward: Callable[[Physics], jax.Array]
+    terminated: Callable[[Physics], jax.Array] | None = None
+    differences: str = ""
+
+
+def suite_module(domain: str):
+    """Imports one dm_control domain without asking for a display."""
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    return importlib.import_module(f"dm_control.suite.{domain}")
+
+
+def read_spec(domain: str) -> mujoco.MjSpec:
+    """Returns dm_control's own MJCF of a domain as an editable specification."""
+    xml, assets = suite_module(domain).get_model_and_assets()
+    files = {name: _bytes(content) for name, content in assets.items()}
+    return mujoco.MjSpec.from_string(_bytes(xml).decode(), include=files)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode()
+
+
+_FRAME_SENSORS = {
+    "pos": mujoco.mjtSensor.mjSENS_FRAMEPOS,
+    "xaxis": mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
+    "yaxis": mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
+    "zaxis": mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
+}
+_FRAME_OBJECTS = {
+    "body": mujoco.mjtObj.mjOBJ_XBODY,  # the body's own frame: dm_control's xpos, xmat
+    "inertial": mujoco.mjtObj.mjOBJ_BODY,  # the body's centre of mass: dm_control's xipos
+    "site": mujoco.mjtObj.mjOBJ_SITE,
+}
+
+
+def add_frame_sensors(spec: mujoco.MjSpec, kind: str, names: tuple[str, ...], *frames: str):
+    """Adds sensors `{name}_{frame}` in world coordinates, 3 numbers each.
+
+    Args:
+      spec: changed in place.
+      kind: "body", "inertial" (the body's centre of mass) or "site".
+      names: MJCF names of the objects.
+      *frames: any of "pos" (m), "xaxis", "yaxis", "zaxis" (unit vectors).
+    """
+    for name in names:
+        for frame in frames:
+            spec.add_sensor(
+                name=f"{name}_{frame}",
+                type=_FRAME_SENSORS[frame],
+                objtype=_FRAME_OBJECTS[kind],
+                objname=name,
+            )
+
+
+class InitialStates:
+    """Initial states drawn by dm_control's own `initialize_episode`.
+
+    Batch number `index` of seed `seed` is always the same: a run that resumes draws what the
+    uninterrupted run would have drawn.
+    """
+
+    def __init__(self, domain: str, name: str, seed: int):
+        os.environ.setdefault("MUJOCO_GL", "disable")
+        from dm_control import suite
+
+        self._seed = seed
+        self._env = suite.load(domain, name, task_kwargs={"random": seed})
+        physics_timestep = self._env.physics.timestep()
+        self.control_timestep: float = self._env.control_timestep()
+        self.num_substeps = round(self.control_timestep / physics_timestep)
+        self.episode_length = round(self._env._step_limit)
+
+    def draw(self, index: int, count: int) -> dict[str, np.ndarray]:
+        """Returns `count` states: qpos (count, nq), qvel (count, nv), act (count, na)."""
+        seeds = np.random.SeedSequence([self._seed, index]).generate_state(8)
+        self._env.task.random.seed(seeds)
+        physics = self._env.physics
+        states: dict[str, list[np.ndarray]] = {"qpos": [], "qvel": [], "act": []}
+        for _ in range(count):
+            with physics.reset_context():
+                self._env.task.initialize_episode(physics)
+            for field, values in states.items():
+                values.append(np.array(getattr(physics.data, field)))
+        return {field: np.stack(values) for field, values in states.items()}

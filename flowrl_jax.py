@@ -18,10 +18,8 @@ Paper: Lv et al., arXiv 2506.12811 (https://arxiv.org/abs/2506.12811). Unofficia
 Run `python flowrl_jax.py --env-id humanoid-run --seed 1`; `--help` lists every hyperparameter.
 """
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
 import math
 import sys
@@ -38,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from flax.training.train_state import TrainState as Network  # params, opt_state, step
 
 import envs
 import runs
@@ -49,93 +47,57 @@ Params = Any  # a pytree of float32 arrays
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Every hyperparameter; the defaults are the paper's and its released code's."""
+    """Every hyperparameter; the defaults are preset `paper`: the paper's and its code's."""
 
-    env_id: str = "humanoid-run"
-    """task, `domain-task`; `python envs.py` lists them"""
-    seed: int = 1
-    """seed of everything random"""
-    total_timesteps: int = 1_000_000
-    """environment steps, summed over environments"""
-    preset: Literal["auto", "paper", "gpu", "cpu"] = "auto"
-    """defaults of all other flags; auto: gpu or cpu, by the device that JAX finds"""
-    engine: str = "auto"
-    """physics: native (MuJoCo in C), mjx, or auto"""
-    num_envs: int = 1
-    """parallel environments N"""
-    num_threads: int = 0
-    """threads of engine native; 0: all cores"""
-    runs_dir: str = "runs"
-    """folder in which the run's folder is made"""
+    env_id: str = "humanoid-run"  # task, `domain-task`; `python envs.py` lists them
+    seed: int = 1  # seed of everything random
+    total_timesteps: int = 1_000_000  # environment steps, summed over environments
+    preset: Literal["auto", "paper", "gpu", "cpu"] = (
+        "auto"  # defaults of the other flags; auto: gpu or cpu, by what JAX finds
+    )
+    engine: str = "auto"  # physics: native (MuJoCo in C), mjx, or auto
+    num_envs: int = 1  # parallel environments N
+    num_threads: int = 0  # threads of engine native; 0: all cores
+    runs_dir: str = "runs"  # folder in which the run's folder is made
+    log_interval: int = 1_000  # environment steps between log rows: one compiled train_chunk
+    eval_interval: int = 10_000  # environment steps between evaluations; 0: only at the end
+    eval_episodes: int = 10  # episodes of each evaluation: sampled x0 and x0 = 0, each
 
-    gamma: float = 0.99
-    """discount factor gamma"""
-    batch_size: int = 256
-    """transitions in one update, B"""
-    updates_per_step: int = 1
-    """updates U after each step of all environments"""
-    learning_starts: int = 5_000
-    """environment steps with uniformly random actions before the first update"""
-    buffer_size: int = 1_000_000
-    """transitions in the replay; rounded down to a multiple of num_envs"""
-    recent_fraction: float = 0.2
-    """share of each batch drawn from the newest transitions"""
-    recent_window: int = 2_048
-    """how many transitions count as the newest"""
-    learning_rate: float = 3e-4
-    """Adam's step size, all networks"""
-    hidden_size: int = 512
-    """width H of every hidden layer"""
-    target_tau: float = 0.95
-    """weight of the online network in each target update"""
-
-    flow_steps: int = 1
-    """ODE steps N of the policy (equation 1)"""
-    ode_solver: Literal["euler", "midpoint", "rk4"] = "euler"
-    """ODE solver of the policy; the released code uses midpoint"""
-    expectile: float = 0.9
-    """tau_e of the behaviour value (equation 4)"""
-    w2_coef: float = 0.1
-    """lambda, weight of the Wasserstein-2 proximal term (equation 5)"""
-    w2_weighting: Literal["per_sample", "batch_mean"] = "per_sample"
-    """the paper's weight per sample, or the released code's mean(w) * mean(flow loss)"""
-    w2_indicator: bool = False
-    """multiply the weight by the paper's indicator 1[Q_beta > Q_phi] (equation 5)"""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """number type inside the networks; parameters and losses stay float32"""
-
-    log_interval: int = 1_000
-    """environment steps between log rows; also how many one compiled train_chunk takes"""
-    eval_interval: int = 10_000
-    """environment steps between evaluations; 0: none"""
-    eval_episodes: int = 10
-    """episodes of each evaluation, sampled x0 and x0 = 0 each"""
+    gamma: float = 0.99  # discount factor gamma
+    batch_size: int = 256  # transitions in one update, B
+    updates_per_step: int = 1  # updates U after each step of all environments
+    learning_starts: int = 5_000  # environment steps of random actions before the first update
+    buffer_size: int = 1_000_000  # transitions in the replay, rounded down to a multiple of N
+    recent_fraction: float = 0.2  # share of each batch drawn from the newest transitions
+    recent_window: int = 2_048  # how many transitions count as the newest
+    learning_rate: float = 3e-4  # Adam's step size, all networks
+    hidden_size: int = 512  # width H of every hidden layer
+    target_tau: float = 0.95  # weight of the online network in each target update
+    flow_steps: int = 1  # ODE steps N of the policy, equation (1)
+    ode_solver: Literal["euler", "midpoint", "rk4"] = (
+        "euler"  # of the policy; the released code's is midpoint
+    )
+    expectile: float = 0.9  # tau_e of the behaviour value, equation (4)
+    w2_coef: float = 0.1  # lambda, weight of the Wasserstein-2 proximal term, equation (5)
+    w2_weighting: Literal["per_sample", "batch_mean"] = (
+        "per_sample"  # the paper's, or the released code's mean(w) * mean(flow loss)
+    )
+    w2_indicator: bool = (
+        False  # multiply w by the paper's indicator 1[Q_beta > Q_phi], equation (5)
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # inside the networks; parameters and losses stay float32
+    )
 
 
-# Presets differ from Args' defaults by these fields only; flags override them.
+# What presets change; flags override them.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "cpu": {
-        "num_envs": 8,
-        "updates_per_step": 4,
-        "hidden_size": 128,
-        "learning_starts": 4_000,
-        "buffer_size": 500_000,
-        "total_timesteps": 300_000,
-        "log_interval": 2_000,
-    },
-    "gpu": {
-        "num_envs": 1_024,
-        "updates_per_step": 8,
-        "batch_size": 8_192,
-        "learning_starts": 102_400,
-        "buffer_size": 4_194_304,
-        "recent_window": 262_144,
-        "total_timesteps": 50_000_000,
-        "log_interval": 102_400,
-        "eval_interval": 1_024_000,
-        "eval_episodes": 128,
-    },
+    "cpu": dict(num_envs=8, updates_per_step=4, hidden_size=128, buffer_size=500_000)
+    | dict(learning_starts=4_000, total_timesteps=300_000, log_interval=2_000),
+    "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, buffer_size=4_194_304)
+    | dict(learning_starts=102_400, recent_window=262_144, total_timesteps=50_000_000)
+    | dict(log_interval=102_400, eval_interval=1_024_000, eval_episodes=128),
 }
 
 
@@ -144,15 +106,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def _dense(size: int, dtype: str) -> nn.Dense:
     """Xavier-uniform weights, zero biases; float32 products are not rounded to TF32."""
-    init = nn.initializers.xavier_uniform()
-    return nn.Dense(size, dtype=dtype, kernel_init=init, precision=jax.lax.Precision.HIGHEST)
+    init, precision = nn.initializers.xavier_uniform(), jax.lax.Precision.HIGHEST
+    return nn.Dense(size, dtype=dtype, kernel_init=init, precision=precision)
 
 
-def _layer_norm(dtype: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False)
-
-
-_gelu = functools.partial(nn.gelu, approximate=False)  # the erf form
+def _dense_norm(h: jax.Array, size: int, dtype: str) -> jax.Array:
+    norm = nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False)
+    return norm(_dense(size, dtype)(h))
 
 
 class VelocityField(nn.Module):
@@ -165,45 +125,40 @@ class VelocityField(nn.Module):
     @nn.compact
     def __call__(self, obs: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
         h = jnp.concatenate([obs, x, t], axis=-1)
-        for _ in range(2):
-            h = nn.elu(_layer_norm(self.dtype)(_dense(self.hidden_size, self.dtype)(h)))
+        h = nn.elu(_dense_norm(h, self.hidden_size, self.dtype))
+        h = nn.elu(_dense_norm(h, self.hidden_size, self.dtype))
         return _dense(self.action_size, self.dtype)(h).astype(jnp.float32)
 
 
 class ValueNetwork(nn.Module):
-    """V_beta(s): (..., O) -> (...). One critic head has the same layers, on [s, a]."""
+    """V_beta(s): (..., O) -> (...). A critic's head has the same layers, on [s, a]."""
 
     hidden_size: int = 512
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        h = _layer_norm(self.dtype)(_dense(self.hidden_size, self.dtype)(obs))
-        for _ in range(2):
-            h = _gelu(_layer_norm(self.dtype)(_dense(self.hidden_size, self.dtype)(h)))
-        h = _layer_norm(self.dtype)(_dense(self.hidden_size, self.dtype)(h))
+        h = _dense_norm(obs, self.hidden_size, self.dtype)
+        h = nn.gelu(_dense_norm(h, self.hidden_size, self.dtype), approximate=False)
+        h = nn.gelu(_dense_norm(h, self.hidden_size, self.dtype), approximate=False)
+        h = _dense_norm(h, self.hidden_size, self.dtype)
         return _dense(1, self.dtype)(h)[..., 0].astype(jnp.float32)
 
 
 class TwinCritic(nn.Module):
-    """(Q_1, Q_2)(s, a): (..., O), (..., A) -> (2, ...). Two heads, one ensemble axis."""
+    """(Q_1, Q_2)(s, a): (..., O), (..., A) -> (2, ...). Two heads on one ensemble axis."""
 
     hidden_size: int = 512
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
-        heads = nn.vmap(
-            ValueNetwork,
-            in_axes=None,
-            axis_size=2,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-        )
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        heads = nn.vmap(ValueNetwork, in_axes=None, axis_size=2, **axes)
         return heads(self.hidden_size, self.dtype)(jnp.concatenate([obs, action], axis=-1))
 
 
-# ---------------------------------------------------------------------------- state, transition
+# --------------------------------------------------------------------------- state and transition
 
 
 @flax.struct.dataclass
@@ -217,31 +172,31 @@ class Transition:
 
 @flax.struct.dataclass
 class UpdateNoise:
-    """All that is random in one update, given the batch."""
+    """All that is random in one update, given its batch."""
 
     x0_next: jax.Array  # (B, A)  source noise of a' in (2)
-    x0_policy: jax.Array  # (B, A)  source noise of a_pi in (5), (6)
+    x0_policy: jax.Array  # (B, A)  source noise of a_pi in (5) and (6)
     x0_flow: jax.Array  # (B, A)  x_0 of the flow-matching term in (6)
     t: jax.Array  # (B, 1)  flow time of that term, uniform in [0, 1]
 
 
 @flax.struct.dataclass
-class Networks:
-    """One entry for each trained network: parameters, or their optimisers' states."""
-
-    velocity_field: Params
-    critic: Params
-    behaviour_critic: Params
-    behaviour_value: Params
+class LearnerState:
+    velocity_field: Network  # v_theta
+    critic: Network  # Q_phi, both heads
+    behaviour_critic: Network  # Q_beta, both heads
+    behaviour_value: Network  # V_beta
+    target_critic: Params  # Qbar_phi
+    target_behaviour_critic: Params  # Qbar_beta
 
 
 @flax.struct.dataclass
-class LearnerState:
-    params: Networks
-    optimiser: Networks
-    target_critic: Params
-    target_behaviour_critic: Params
-    num_updates: jax.Array  # () int32
+class Replay:
+    """A ring of transitions on the device; its capacity is a multiple of N."""
+
+    data: Transition  # leading axis: capacity
+    position: jax.Array  # () int32, where the next insert begins
+    size: jax.Array  # () int32, how many are filled
 
 
 @flax.struct.dataclass
@@ -249,94 +204,76 @@ class TrainState:
     """All that `train_chunk` reads and writes."""
 
     learner: LearnerState
-    replay: "Replay"
+    replay: Replay
     env: envs.EnvState
     episode_return: jax.Array  # (N,)  reward summed over the present episode
     num_steps: jax.Array  # () int32, environment steps so far
     key: jax.Array  # () typed key
 
 
-def optimiser(args: Args) -> optax.GradientTransformation:
-    return optax.adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
-
-
 def init_learner(key: jax.Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
     """Q_beta starts as a copy of Q_phi, and both targets as copies of their online networks."""
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action, t = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size)), jnp.zeros((1, 1))
-    net = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
-    critic = TwinCritic(**net).init(critic_key, obs, action)
-    params = Networks(
-        velocity_field=VelocityField(action_size, **net).init(policy_key, obs, action, t),
-        critic=critic,
-        behaviour_critic=_copy(critic),
-        behaviour_value=ValueNetwork(**net).init(value_key, obs),
-    )
+    sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
+    adam = optax.adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+
+    def network(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Network:
+        fresh = Network.create(apply_fn=None, params=module.init(key, *inputs), tx=adam)
+        return fresh.replace(step=jnp.zeros((), jnp.int32))
+
+    # The whole state is donated, and a buffer can be donated once: copies are drawn anew.
+    critic = functools.partial(network, TwinCritic(**sizes), critic_key, obs, action)
     return LearnerState(
-        params=params,
-        optimiser=Networks(**{n: optimiser(args).init(p) for n, p in vars(params).items()}),
-        target_critic=_copy(critic),
-        target_behaviour_critic=_copy(critic),
-        num_updates=jnp.zeros((), jnp.int32),
+        velocity_field=network(VelocityField(action_size, **sizes), policy_key, obs, action, t),
+        critic=critic(),
+        behaviour_critic=critic(),
+        behaviour_value=network(ValueNetwork(**sizes), value_key, obs),
+        target_critic=critic().params,
+        target_behaviour_critic=critic().params,
     )
 
 
-def _copy(tree: Params) -> Params:
-    """Buffers of their own: the whole state is donated, and a buffer can be donated once."""
-    return jax.tree.map(jnp.array, tree)
-
-
-# --------------------------------------------------------------------------------------- replay
-
-
-@flax.struct.dataclass
-class Replay:
-    """A ring of transitions on the device. Capacity is a multiple of the number inserted."""
-
-    data: Transition  # leading axis: capacity
-    position: jax.Array  # () int32, where the next insert begins
-    size: jax.Array  # () int32, how many are filled
+# ----------------------------------------------------------------------------------------- replay
 
 
 def init_replay(obs_size: int, action_size: int, capacity: int) -> Replay:
-    data = Transition(
-        obs=jnp.zeros((capacity, obs_size)),
-        action=jnp.zeros((capacity, action_size)),
-        reward=jnp.zeros(capacity),
-        next_obs=jnp.zeros((capacity, obs_size)),
-        terminated=jnp.zeros(capacity, bool),
-    )
+    """An empty ring of `capacity` transitions."""
+    obs, action = jnp.zeros((capacity, obs_size)), jnp.zeros((capacity, action_size))
+    flags = jnp.zeros(capacity, bool)
+    data = Transition(obs, action, jnp.zeros(capacity), jnp.zeros_like(obs), flags)
     return Replay(data, position=jnp.zeros((), jnp.int32), size=jnp.zeros((), jnp.int32))
 
 
 def replay_insert(replay: Replay, batch: Transition) -> Replay:
-    """Writes N transitions in place, over the oldest. capacity % N must be 0."""
+    """Writes N transitions in place, over the oldest. The capacity must be a multiple of N."""
     capacity, num = replay.data.reward.shape[0], batch.reward.shape[0]
     if capacity % num:
-        raise ValueError(f"capacity {capacity} is not a multiple of the {num} inserted")
-    start = replay.position
-    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+        raise ValueError(f"the capacity {capacity} is not a multiple of the {num} inserted")
+
+    def write(ring: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(ring, new, replay.position, axis=0)
+
     return Replay(
-        data=jax.tree.map(lambda ring, new: write(ring, new, start), replay.data, batch),
-        position=(start + num) % capacity,
+        data=jax.tree.map(write, replay.data, batch),
+        position=(replay.position + num) % capacity,
         size=jnp.minimum(replay.size + num, capacity),
     )
 
 
-def replay_indices(key: jax.Array, replay: Replay, shape: tuple[int, int], args: Args) -> jax.Array:
+def replay_indices(key: jax.Array, replay: Replay, num_updates: int, args: Args) -> jax.Array:
     """Draws (U, B) rows: `recent_fraction` of each batch from the newest, the rest uniformly."""
     recent_key, uniform_key = jax.random.split(key)
-    num_updates, batch_size = shape
-    num_recent = round(args.recent_fraction * batch_size)
+    num_recent = round(args.recent_fraction * args.batch_size)
     newest = jnp.minimum(args.recent_window, replay.size)
     age = jax.random.randint(recent_key, (num_updates, num_recent), 0, newest)
     recent = (replay.position - 1 - age) % replay.data.reward.shape[0]
-    uniform_shape = (num_updates, batch_size - num_recent)
-    uniform = jax.random.randint(uniform_key, uniform_shape, 0, replay.size)
+    shape = (num_updates, args.batch_size - num_recent)
+    uniform = jax.random.randint(uniform_key, shape, 0, replay.size)
     return jnp.concatenate([recent, uniform], axis=1)
 
 
-# ----------------------------------------------------------------------------------------- flow
+# ------------------------------------------------------------------------------------------- flow
 
 
 def source_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -347,13 +284,9 @@ def source_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def draw_update_noise(key: jax.Array, batch_size: int, action_size: int) -> UpdateNoise:
     """The one place where an update's noise comes from."""
     next_key, policy_key, flow_key, t_key = jax.random.split(key, 4)
-    shape = (batch_size, action_size)
-    return UpdateNoise(
-        x0_next=source_noise(next_key, shape),
-        x0_policy=source_noise(policy_key, shape),
-        x0_flow=source_noise(flow_key, shape),
-        t=jax.random.uniform(t_key, (batch_size, 1)),
-    )
+    x0 = functools.partial(source_noise, shape=(batch_size, action_size))
+    t = jax.random.uniform(t_key, (batch_size, 1))
+    return UpdateNoise(x0(next_key), x0(policy_key), x0(flow_key), t)
 
 
 def ode_rollout(
@@ -362,16 +295,9 @@ def ode_rollout(
     num_steps: int,
     solver: str,
 ) -> jax.Array:
-    """Equation (1): integrates dx/dt = velocity(x, t) from t = 0 to 1 in equal steps.
+    """Equation (1) up to x_N: integrates dx/dt = velocity(x, t) from t = 0 to 1 in equal steps.
 
-    Args:
-      velocity: (..., A), (..., 1) -> (..., A).
-      x0: (..., A) at t = 0.
-      num_steps: N.
-      solver: "euler", "midpoint" or "rk4".
-
-    Returns:
-      x_N, (..., A), before the tanh.
+    velocity: (..., A), (..., 1) -> (..., A). x0: (..., A). solver: euler, midpoint or rk4.
     """
     h, x = 1.0 / num_steps, x0
     for k in range(num_steps):
@@ -391,21 +317,23 @@ def ode_rollout(
     return x
 
 
+def velocity_field(params: Params, obs: jax.Array, x: jax.Array, t: jax.Array, args: Args):
+    """v_theta(s, x, t): (..., O), (..., A), (..., 1) -> (..., A)."""
+    module = VelocityField(x.shape[-1], args.hidden_size, args.compute_dtype)
+    return module.apply(params, obs, x, t)
+
+
 def policy_action(params: Params, obs: jax.Array, x0: jax.Array, args: Args) -> jax.Array:
-    """a = tanh(x_N), equation (1). obs: (..., O), x0: (..., A). Returns (..., A) in [-1, 1]."""
-    field = VelocityField(x0.shape[-1], args.hidden_size, args.compute_dtype)
-
-    def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-        return field.apply(params, obs, x, t)
-
-    return jnp.tanh(ode_rollout(velocity, x0, args.flow_steps, args.ode_solver))
+    """Equation (1): a = tanh(x_N). (..., O), (..., A) -> (..., A), in [-1, 1]."""
+    field = functools.partial(velocity_field, params, obs, args=args)
+    return jnp.tanh(ode_rollout(field, x0, args.flow_steps, args.ode_solver))
 
 
-# --------------------------------------------------------------------------------------- losses
+# ----------------------------------------------------------------------------------------- losses
 
 
-def critic(params: Params, obs: jax.Array, action: jax.Array, args: Args) -> jax.Array:
-    """Twin Q(s, a): (B, O), (B, A) -> (2, B)."""
+def twin_q(params: Params, obs: jax.Array, action: jax.Array, args: Args) -> jax.Array:
+    """(Q_1, Q_2)(s, a): (B, O), (B, A) -> (2, B)."""
     return TwinCritic(args.hidden_size, args.compute_dtype).apply(params, obs, action)
 
 
@@ -415,34 +343,33 @@ def behaviour_value(params: Params, obs: jax.Array, args: Args) -> jax.Array:
 
 
 def td_target(batch: Transition, next_value: jax.Array, args: Args) -> jax.Array:
-    """r + gamma (1 - terminated) next_value, for (2) and (3), without gradient. (B,)"""
+    """y of (2) and (3): r + gamma (1 - terminated) next_value, (B,); no gradient."""
     chex.assert_equal_shape([batch.reward, batch.terminated, next_value])
-    continues = 1.0 - batch.terminated.astype(jnp.float32)
-    return jax.lax.stop_gradient(batch.reward + args.gamma * continues * next_value)
+    return jax.lax.stop_gradient(batch.reward + args.gamma * (1.0 - batch.terminated) * next_value)
 
 
-def critic_loss(params: Params, batch: Transition, target: jax.Array, args: Args):
-    """Equations (2) and (3): mean (Q_1 - y)^2 + (Q_2 - y)^2. Returns (loss, Q of shape (2, B))."""
-    q = critic(params, batch.obs, batch.action, args)
-    chex.assert_shape(q, (2, *target.shape))
-    return jnp.mean(jnp.sum((q - target) ** 2, axis=0)), q
+def critic_loss(params: Params, batch: Transition, y: jax.Array, args: Args):
+    """Equations (2), (3): mean (Q_1 - y)^2 + (Q_2 - y)^2, and min Q (B,)."""
+    q = twin_q(params, batch.obs, batch.action, args)
+    chex.assert_shape(q, (2, *y.shape))
+    return jnp.mean(jnp.sum((q - y) ** 2, axis=0)), jnp.min(q, axis=0)
 
 
-def behaviour_value_loss(params: Params, obs: jax.Array, q: jax.Array, args: Args):
-    """Equation (4): expectile regression of V_beta towards q, (B,). Returns (loss, V (B,))."""
+def behaviour_value_loss(params: Params, obs: jax.Array, target_q: jax.Array, args: Args):
+    """Equation (4): expectile regression of V_beta to min Qbar_beta(s, a), and V_beta (B,)."""
     value = behaviour_value(params, obs, args)
-    chex.assert_equal_shape([value, q])
-    d = jax.lax.stop_gradient(q) - value
+    chex.assert_equal_shape([value, target_q])
+    d = jax.lax.stop_gradient(target_q) - value
     return jnp.mean(jnp.abs(args.expectile - (d < 0)) * d**2), value
 
 
 def proximal_weight(q_behaviour: jax.Array, q_policy: jax.Array, args: Args) -> jax.Array:
-    """Equation (5), without gradient. min Q_beta(s, a) and min Q_phi(s, a_pi), (B,) -> w, (B,)."""
+    """Equation (5): w of min Q_beta(s, a) and min Q_phi(s, a_pi), all (B,); no gradient."""
     chex.assert_equal_shape([q_behaviour, q_policy])
-    difference = jax.lax.stop_gradient(q_behaviour - q_policy)
-    u = jax.nn.relu(difference)
+    advantage = jax.lax.stop_gradient(q_behaviour - q_policy)
+    u = jax.nn.relu(advantage)
     weight = jnp.clip(args.w2_coef * jnp.exp(u - jnp.mean(u)), 1e-3, 1.0)
-    return weight * (difference > 0) if args.w2_indicator else weight
+    return weight * (advantage > 0) if args.w2_indicator else weight
 
 
 def policy_loss(
@@ -453,249 +380,318 @@ def policy_loss(
     noise: UpdateNoise,
     args: Args,
 ) -> tuple[jax.Array, Metrics]:
-    """Equation (6): Q-maximisation plus the weighted flow-matching bound of W2. Returns (), info."""
+    """Equation (6): Q-maximisation, and the weighted flow-matching term that bounds W2."""
     critic_params = jax.lax.stop_gradient(critic_params)
     action = policy_action(params, batch.obs, noise.x0_policy, args)
-    q_policy = jnp.min(critic(critic_params, batch.obs, action, args), axis=0)  # (B,)
+    q_policy = jnp.min(twin_q(critic_params, batch.obs, action, args), axis=0)
     weight = proximal_weight(q_behaviour, q_policy, args)
-
-    x0, t = noise.x0_flow, noise.t
-    x_t = t * batch.action + (1.0 - t) * x0
-    field = VelocityField(x0.shape[-1], args.hidden_size, args.compute_dtype)
-    error = field.apply(params, batch.obs, x_t, t) - (batch.action - x0)
+    x_0, t = noise.x0_flow, noise.t
+    x_t = t * batch.action + (1.0 - t) * x_0
+    error = velocity_field(params, batch.obs, x_t, t, args) - (batch.action - x_0)
     flow = jnp.mean(error**2, axis=-1)
     chex.assert_equal_shape([q_policy, weight, flow])
-    if args.w2_weighting == "per_sample":
-        w2 = jnp.mean(weight * flow)
-    else:
-        w2 = jnp.mean(weight) * jnp.mean(flow)
-    info = {
-        "losses/q_policy": jnp.mean(q_policy),
-        "losses/flow": jnp.mean(flow),
-        "losses/w2": w2,
-        "losses/proximal_weight": jnp.mean(weight),
-    }
-    return jnp.mean(-q_policy) + w2, info
+    per_sample = args.w2_weighting == "per_sample"
+    w2 = jnp.mean(weight * flow) if per_sample else jnp.mean(weight) * jnp.mean(flow)
+    loss = jnp.mean(-q_policy) + w2
+    metrics = {"": loss, "_q": q_policy, "_flow": flow, "_w2": w2, "_weight": weight}
+    return loss, {f"losses/policy{name}": jnp.mean(value) for name, value in metrics.items()}
 
 
-# --------------------------------------------------------------------------------------- update
+# ----------------------------------------------------------------------------------------- update
 
 
-def gradient_step(loss: Callable, params: Params, optimiser_state: Params, args: Args):
-    """One Adam step down `loss(params) -> (loss, info)`. Returns params, state, loss, info."""
-    (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    change, optimiser_state = optimiser(args).update(gradient, optimiser_state)
-    return optax.apply_updates(params, change), optimiser_state, value, info
-
-
-def polyak(online: Params, target: Params, args: Args) -> Params:
-    """(1 - target_tau) target + target_tau online."""
-    return optax.incremental_update(online, target, args.target_tau)
+def gradient_step(network: Network, loss: Callable[[Params], tuple[jax.Array, Any]]):
+    """One Adam step. Returns the network, the loss and what else `loss` returned."""
+    (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(network.params)
+    return network.apply_gradients(grads=gradient), value, info
 
 
 def update(
     state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args
 ) -> tuple[LearnerState, Metrics]:
-    """One update: (2), (3), (4), and on every second one (6) and the targets.
+    """One update: (2), (3), (4), and on updates 0, 2, 4 ... (6) and the targets.
 
-    The policy's metrics are zero on updates that skip it; `policy_updates` counts the others.
+    On the others the metrics `losses/policy*` are zero.
     """
-    params, opt = state.params, state.optimiser
-
-    next_action = policy_action(params.velocity_field, batch.next_obs, noise.x0_next, args)
-    next_q = critic(state.target_critic, batch.next_obs, next_action, args)
-    y = td_target(batch, jnp.min(next_q, axis=0), args)
-    phi, phi_opt, phi_loss, q = gradient_step(
-        lambda p: critic_loss(p, batch, y, args), params.critic, opt.critic, args
+    a_next = policy_action(state.velocity_field.params, batch.next_obs, noise.x0_next, args)
+    q_next = twin_q(state.target_critic, batch.next_obs, a_next, args)
+    y = td_target(batch, jnp.min(q_next, axis=0), args)
+    critic, phi_loss, q = gradient_step(state.critic, lambda phi: critic_loss(phi, batch, y, args))
+    v_next = behaviour_value(state.behaviour_value.params, batch.next_obs, args)
+    y_b = td_target(batch, v_next, args)
+    behaviour_critic, beta_loss, q_behaviour = gradient_step(  # q_behaviour: before this step
+        state.behaviour_critic, lambda beta: critic_loss(beta, batch, y_b, args)
     )
-
-    next_value = behaviour_value(params.behaviour_value, batch.next_obs, args)
-    y_b = td_target(batch, next_value, args)
-    beta, beta_opt, beta_loss, q_before = gradient_step(
-        lambda p: critic_loss(p, batch, y_b, args), params.behaviour_critic, opt.behaviour_critic, args
+    q_target = twin_q(state.target_behaviour_critic, batch.obs, batch.action, args)
+    q_target = jnp.min(q_target, axis=0)
+    value, value_loss, v = gradient_step(
+        state.behaviour_value, lambda p: behaviour_value_loss(p, batch.obs, q_target, args)
     )
-    q_behaviour = jnp.min(q_before, axis=0)  # of the parameters before this step
+    metrics = {"losses/critic": phi_loss, "losses/behaviour_critic": beta_loss}
+    metrics |= {"losses/behaviour_value": value_loss, "losses/q": jnp.mean(q)}
+    metrics |= {"losses/q_behaviour": jnp.mean(q_behaviour), "losses/v_behaviour": jnp.mean(v)}
+    online = (critic.params, behaviour_critic.params)
 
-    target_q = critic(state.target_behaviour_critic, batch.obs, batch.action, args)
-    value, value_opt, value_loss, v = gradient_step(
-        lambda p: behaviour_value_loss(p, batch.obs, jnp.min(target_q, axis=0), args),
-        params.behaviour_value,
-        opt.behaviour_value,
-        args,
-    )
-
-    def policy_step(operand):
-        theta, theta_opt, targets = operand
-        theta, theta_opt, loss, info = gradient_step(
-            lambda p: policy_loss(p, phi, batch, q_behaviour, noise, args), theta, theta_opt, args
+    def policy_step(policy_and_targets: tuple[Network, tuple[Params, Params]]):
+        policy, targets = policy_and_targets
+        policy, _, metrics = gradient_step(
+            policy,
+            lambda theta: policy_loss(theta, critic.params, batch, q_behaviour, noise, args),
         )
-        targets = polyak((phi, beta), targets, args)
-        return theta, theta_opt, targets, {"losses/policy": loss, "policy_updates": 1.0} | info
+        return (policy, optax.incremental_update(online, targets, args.target_tau)), metrics
 
-    def skip(operand):
-        shapes = jax.eval_shape(policy_step, operand)[3]
-        return *operand, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    theta, theta_opt, (target_phi, target_beta), policy_metrics = jax.lax.cond(
-        state.num_updates % 2 == 0,
+    (policy, targets), policy_metrics = only_if(
+        state.critic.step % 2 == 0,
         policy_step,
-        skip,
-        (
-            params.velocity_field,
-            opt.velocity_field,
-            (state.target_critic, state.target_behaviour_critic),
-        ),
+        (state.velocity_field, (state.target_critic, state.target_behaviour_critic)),
     )
-    metrics = {
-        "losses/critic": phi_loss,
-        "losses/behaviour_critic": beta_loss,
-        "losses/behaviour_value": value_loss,
-        "losses/q": jnp.mean(q),
-        "losses/q_behaviour": jnp.mean(q_behaviour),
-        "losses/v_behaviour": jnp.mean(v),
-    }
-    state = LearnerState(
-        params=Networks(theta, phi, beta, value),
-        optimiser=Networks(theta_opt, phi_opt, beta_opt, value_opt),
-        target_critic=target_phi,
-        target_behaviour_critic=target_beta,
-        num_updates=state.num_updates + 1,
-    )
+    state = LearnerState(policy, critic, behaviour_critic, value, *targets)
     return state, metrics | policy_metrics
 
 
-# ------------------------------------------------------------------------- training, evaluation
+def only_if(condition: jax.Array, step: Callable[[Any], tuple[Any, Metrics]], state: Any):
+    """`step(state)`, a new state and metrics; the state as it is and zeros if not `condition`."""
+    metrics = jax.eval_shape(step, state)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+    return jax.lax.cond(condition, step, lambda state: (state, zeros), state)
 
-# Metrics of the policy step, which every second update skips.
-POLICY_METRICS = ("losses/policy", "losses/q_policy", "losses/flow", "losses/w2")
-POLICY_METRICS += ("losses/proximal_weight",)
+
+# --------------------------------------------------------------------------- train and evaluate
 
 
 def learn(key: jax.Array, learner: LearnerState, replay: Replay, args: Args):
-    """U updates on batches drawn at once. Returns the learner and the metrics' sums."""
+    """U updates, on batches and noise drawn at once. Returns the learner and summed metrics."""
     index_key, noise_key = jax.random.split(key)
-    num_updates, action_size = args.updates_per_step, replay.data.action.shape[-1]
-    rows = replay_indices(index_key, replay, (num_updates, args.batch_size), args)
+    rows = replay_indices(index_key, replay, args.updates_per_step, args)
     batches = jax.tree.map(lambda ring: ring[rows], replay.data)  # (U, B, ...)
-    noises = jax.vmap(lambda k: draw_update_noise(k, args.batch_size, action_size))(
-        jax.random.split(noise_key, num_updates)
-    )
-    learner, metrics = jax.lax.scan(
-        lambda state, inputs: update(state, *inputs, args), learner, (batches, noises)
-    )
-    return learner, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), metrics)
+    keys = jax.random.split(noise_key, args.updates_per_step)
+    sizes = (args.batch_size, replay.data.action.shape[-1])
+    noises = jax.vmap(lambda key: draw_update_noise(key, *sizes))(keys)
+    learner, metrics = jax.lax.scan(lambda s, x: update(s, *x, args), learner, (batches, noises))
+    return learner, jax.tree.map(jnp.sum, metrics)
 
 
 def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
-    """Acts in N environments, stores N transitions, makes U updates."""
+    """Acts in N environments, stores N transitions, makes U updates. Metrics are sums."""
     key, x0_key, random_key, learn_key = jax.random.split(state.key, 4)
     shape = (env.num_envs, env.action_size)
-    policy = state.learner.params.velocity_field
-    exploring = state.num_steps < args.learning_starts
+    theta, obs = state.learner.velocity_field.params, state.env.obs
+    started = state.num_steps >= args.learning_starts
     action = jnp.where(
-        exploring,
+        started,
+        policy_action(theta, obs, source_noise(x0_key, shape), args),
         jax.random.uniform(random_key, shape, minval=-1.0, maxval=1.0),
-        policy_action(policy, state.env.obs, source_noise(x0_key, shape), args),
     )
     after = env.step(state.env, action)
-    replay = replay_insert(
-        state.replay,
-        Transition(state.env.obs, action, after.reward, after.next_obs, after.terminated),
-    )
-
-    def skip(learner: LearnerState):
-        shapes = jax.eval_shape(lambda s: learn(learn_key, s, replay, args), learner)[1]
-        return learner, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    learner, metrics = jax.lax.cond(
-        exploring, skip, lambda s: learn(learn_key, s, replay, args), state.learner
+    transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
+    replay = replay_insert(state.replay, transition)
+    learner, metrics = only_if(
+        started, lambda learner: learn(learn_key, learner, replay, args), state.learner
     )
     done = after.terminated | after.truncated
     returns = state.episode_return + after.reward
-    metrics |= {
-        "episodes": jnp.sum(done),
-        "charts/episodic_return": jnp.sum(returns * done),
-        "charts/action_saturation": jnp.mean(jnp.abs(action) > 0.99),
-    }
-    state = TrainState(
-        learner=learner,
-        replay=replay,
-        env=after,
-        episode_return=jnp.where(done, 0.0, returns),
-        num_steps=state.num_steps + env.num_envs,
-        key=key,
-    )
-    return state, metrics
+    metrics["episodes"] = jnp.sum(done)
+    metrics["charts/episodic_return"] = jnp.sum(returns * done)
+    metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
+    returns, steps = jnp.where(done, 0.0, returns), state.num_steps + env.num_envs
+    return TrainState(learner, replay, after, returns, steps, key), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
 def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
-    """The whole training loop for about `log_interval` environment steps, as one program.
+    """The whole training loop for `log_interval` environment steps, as one program.
 
-    Donates `state`. Returns the new one and metrics averaged over the chunk; a mean over nothing
-    (no update, no finished episode) is nan.
+    Donates `state`. Metrics are means over the chunk; a mean over nothing is nan.
     """
-    length = chunk_length(args)
-    before = state.learner.num_updates
+    length = max(1, round(args.log_interval / args.num_envs))
+    first_update = state.learner.critic.step
     state, sums = jax.lax.scan(lambda s, _: train_step(s, env, args), state, length=length)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
-    counts = {name: state.learner.num_updates - before for name in sums}
-    counts |= {name: sums["policy_updates"] for name in POLICY_METRICS}
+    last_update = state.learner.critic.step
+    counts = {name: last_update - first_update for name in sums}
+    policy_updates = (last_update + 1) // 2 - (first_update + 1) // 2  # of the even ones
+    counts |= {name: policy_updates for name in sums if name.startswith("losses/policy")}
     counts |= {"charts/episodic_return": sums["episodes"], "charts/action_saturation": length}
-    names = [name for name in sums if "/" in name]
-    metrics = {name: sums[name] / counts[name] for name in names}
-    # The spread of actions over x_0 at one state: what there is of exploration.
+    metrics = {name: sums[name] / counts[name] for name in sums if name != "episodes"}
+
+    # The spread of actions over x_0 at one state: what this policy has of exploration.
     key, x0_key = jax.random.split(state.key)
-    obs = jnp.broadcast_to(state.env.obs[:8, None], (min(8, env.num_envs), 64, obs_size(state)))
-    x0 = source_noise(x0_key, (*obs.shape[:2], env.action_size))
-    action = policy_action(state.learner.params.velocity_field, obs, x0, args)
-    metrics["charts/action_std"] = jnp.mean(jnp.std(action, axis=1))
+    x0 = source_noise(x0_key, (64, env.num_envs, env.action_size))[:, :8]
+    obs = jnp.broadcast_to(state.env.obs[:8], (*x0.shape[:2], env.observation_size))
+    action = policy_action(state.learner.velocity_field.params, obs, x0, args)
+    metrics["charts/action_std"] = jnp.mean(jnp.std(action, axis=0))
     metrics["charts/nonfinite_states"] = jnp.sum(state.env.nonfinite_count)
-    metrics["charts/updates"] = state.learner.num_updates
+    metrics["charts/updates"] = last_update
     return state.replace(key=key), metrics
-
-
-def obs_size(state: TrainState) -> int:
-    return state.env.obs.shape[-1]
-
-
-def chunk_length(args: Args) -> int:
-    """Vector steps in one `train_chunk`."""
-    return max(1, round(args.log_interval / args.num_envs))
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"))
 def evaluate(params: Params, key: jax.Array, env: envs.VectorEnv, args: Args) -> jax.Array:
-    """Returns of one episode in each of `env`'s environments, (2, N / 2): sampled x0, x0 = 0."""
+    """Returns of an episode in each of `env`'s environments, (2, N / 2): sampled x0, x0 = 0."""
     reset_key, x0_key = jax.random.split(key)
     sampled = (jnp.arange(env.num_envs) < env.num_envs // 2)[:, None]
 
-    def step(carry, x0_key):
+    def step(carry: tuple[envs.EnvState, jax.Array, jax.Array], key: jax.Array):
         state, returns, alive = carry
-        x0 = sampled * source_noise(x0_key, (env.num_envs, env.action_size))
+        x0 = sampled * source_noise(key, (env.num_envs, env.action_size))
         state = env.step(state, policy_action(params, state.obs, x0, args))
-        returns += alive * state.reward
+        returns = returns + alive * state.reward
         return (state, returns, alive & ~(state.terminated | state.truncated)), None
 
     start = (env.reset(reset_key), jnp.zeros(env.num_envs), jnp.ones(env.num_envs, bool))
-    keys = jax.random.split(x0_key, env.episode_length)
-    (_, returns, _), _ = jax.lax.scan(step, start, keys)
+    (_, returns, _), _ = jax.lax.scan(step, start, jax.random.split(x0_key, env.episode_length))
     return returns.reshape(2, -1)
 
 
 def init_state(env: envs.VectorEnv, args: Args) -> TrainState:
     """Everything at step 0, from `args.seed`."""
     learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
-    env_state = env.reset(env_key)
-    return TrainState(
-        learner=init_learner(learner_key, env.observation_size, env.action_size, args),
-        replay=init_replay(env.observation_size, env.action_size, replay_capacity(args)),
-        env=env_state,
-        episode_return=jnp.zeros(env.num_envs),
-        num_steps=jnp.zeros((), jnp.int32),
-        key=key,
+    sizes = (env.observation_size, env.action_size)
+    learner = init_learner(learner_key, *sizes, args)
+    replay = init_replay(*sizes, args.buffer_size // args.num_envs * args.num_envs)
+    returns, steps = jnp.zeros(env.num_envs), jnp.zeros((), jnp.int32)
+    return TrainState(learner, replay, env.reset(env_key), returns, steps, key)
+
+
+# --------------------------------------------------------------------------------- save and load
+
+
+def load_policy(folder: str | Path) -> Callable[..., jax.Array]:
+    """Returns `act(obs, key=None)`: (B, O) -> (B, A) in [-1, 1], of a run's trained policy.
+
+    With a key x0 is sampled as in training; without, x0 = 0.
+    """
+    folder = Path(folder)
+    args = Args(**json.loads((folder / "config.json").read_text())["args"])
+    params = flax.serialization.msgpack_restore((folder / "params.msgpack").read_bytes())
+    theta = params["velocity_field"]
+    action_size = theta["params"]["Dense_2"]["bias"].shape[0]
+
+    @jax.jit
+    def act(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        shape = (*obs.shape[:-1], action_size)
+        x0 = jnp.zeros(shape) if key is None else source_noise(key, shape)
+        return policy_action(theta, obs, x0, args)
+
+    return act
+
+
+def save_params(run: runs.Run, learner: LearnerState) -> Path:
+    """Writes the parameters of all networks, online and target, to `params.msgpack`."""
+    fields = {name: getattr(learner, name) for name in learner.__dataclass_fields__}
+    params = {name: net.params if isinstance(net, Network) else net for name, net in fields.items()}
+    return run.save_bytes("params.msgpack", flax.serialization.to_bytes(params))
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def check(args: Args) -> None:
+    """Raises runs.RunError, naming flag and fix, for arguments that cannot be run."""
+    sizes = ("total_timesteps", "num_envs", "log_interval", "eval_episodes", "batch_size")
+    sizes += ("updates_per_step", "buffer_size", "recent_window", "hidden_size", "flow_steps")
+    runs.check_bounds(args, sizes, low=1)
+    runs.check_bounds(args, ("eval_interval", "learning_starts", "w2_coef", "seed"), low=0)
+    shares = ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
+    runs.check_bounds(args, shares, low=0, high=1)
+    capacity = args.buffer_size // args.num_envs * args.num_envs
+    if capacity < max(args.batch_size, args.num_envs):
+        raise runs.RunError(
+            f"--buffer-size: {args.buffer_size} transitions cannot hold a batch of "
+            f"{args.batch_size} and a step of {args.num_envs} environments; raise it, or lower "
+            "--batch-size or --num-envs"
+        )
+    runs.check_writable(Path(args.runs_dir))
+
+
+def describe(args: Args, env: envs.VectorEnv) -> str:
+    """What is about to run. Raises runs.RunError if the replay cannot fit."""
+    state = jax.eval_shape(functools.partial(init_state, env, args))
+    device, count = jax.devices()[0], lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    ring = state.replay.data
+    nbytes = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(ring))
+    free = runs.device_memory_bytes()
+    if free is not None and nbytes > 0.9 * free:
+        raise runs.RunError(
+            f"--buffer-size: {args.buffer_size} transitions need {nbytes / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free; lower it"
+        )
+    learner = state.learner
+    return (
+        f"device {device.device_kind} ({device.platform}), engine {env.engine}, preset {args.preset}\n"
+        f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
+        f"{env.action_size} actions\n"
+        f"networks: width {args.hidden_size}, policy {count(learner.velocity_field.params):,} and "
+        f"critics {count(learner.critic.params):,} parameters each\n"
+        f"replay: {ring.reward.shape[0]:,} transitions, {nbytes / 2**30:.2f} GiB"
     )
 
 
-def replay_capacity(args: Args) -> int:
-    return args.buffer_size // args.num_envs * args.num_envs
+def train(args: Args, env: envs.VectorEnv, eval_env: envs.VectorEnv, state: TrainState) -> int:
+    """Chunk after chunk: logs, evaluates, saves. Returns the exit code."""
+    print("compiling the training loop ...", flush=True)
+    start = time.perf_counter()
+    chunk = train_chunk.lower(state, env, args).compile()
+    print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    config = dataclasses.asdict(args)
+    run = runs.Run.create(Path(args.runs_dir), args.env_id, "flowrl_jax", args.seed, config)
+    print(f"run folder {run.folder}", flush=True)
+    per_chunk = max(1, round(args.log_interval / args.num_envs)) * args.num_envs
+    num_chunks = -(-args.total_timesteps // per_chunk)
+    per_eval = max(1, round(args.eval_interval / per_chunk)) if args.eval_interval else num_chunks
+    eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
+    last_return, updates = math.nan, 0.0
+    with run, runs.StopSignal() as stop, runs.Progress(num_chunks * per_chunk) as progress:
+        for i in range(1, num_chunks + 1):
+            start = time.perf_counter()
+            state, metrics = chunk(state)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            seconds, step = time.perf_counter() - start, i * per_chunk
+            metrics["charts/SPS"] = per_chunk / seconds
+            metrics["charts/UPS"] = (metrics["charts/updates"] - updates) / seconds
+            updates = metrics["charts/updates"]
+            if updates and not math.isfinite(metrics["losses/critic"] + metrics["losses/policy"]):
+                raise FloatingPointError(f"step {step}: a loss is not finite: {metrics}")
+            state = state.replace(env=env.refresh(state.env, i))
+            if i % per_eval == 0 or i == num_chunks:
+                theta = state.learner.velocity_field.params
+                key = jax.random.fold_in(eval_key, i)
+                returns = np.asarray(evaluate(theta, key, eval_env, args))
+                for name, values in zip(("sampled", "deterministic"), returns, strict=True):
+                    metrics[f"eval/episodic_return_{name}"] = float(values.mean())
+                    metrics[f"eval/episodic_return_{name}_std"] = float(values.std())
+                save_params(run, state.learner)
+            metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+            last_return = metrics.get("charts/episodic_return", last_return)
+            run.log(step, metrics)
+            progress.update(step, last_return, metrics["charts/SPS"], metrics["charts/UPS"])
+            if stop.requested:
+                break
+        save_params(run, state.learner)
+        runs.plot_learning_curve(run.folder)
+        run.finish("interrupted" if stop.requested else "finished")
+    return stop.exit_code
+
+
+def main(args: Args) -> int:
+    """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
+    check(args)
+    runs.enable_compilation_cache()
+    make = functools.partial(
+        envs.make, args.env_id, engine=args.engine, num_threads=args.num_threads
+    )
+    env = make(args.num_envs, seed=args.seed)
+    eval_env = make(2 * args.eval_episodes, seed=args.seed + 1_000_003)
+    print(describe(args, env), flush=True)
+    return train(args, env, eval_env, init_state(env, args))
+
+
+def preset_for_this_machine() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "gpu"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(runs.parse_args(Args, PRESETS, preset_for_this_machine)))
+    except (runs.RunError, envs.UsageError) as error:
+        sys.exit(runs.bad_input(error))

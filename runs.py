@@ -1,0 +1,515 @@
+"""The run folder: configuration, metrics, progress, signals. It knows no algorithm.
+
+runs/{env_id}__{algorithm}__{seed}__{time}/
+    config.json            arguments, versions, git commit, hardware, status
+    metrics.csv            one row a log call; a cell is empty where a metric was not logged
+    events.out.tfevents.*  the same for TensorBoard
+    learning_curve.png     drawn by `plot_learning_curve`
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import logging
+import math
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import tensorboardX
+import tyro
+from tqdm import tqdm
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy")
+PACKAGES += ("mujoco", "mujoco-mjx", "dm-control", "tensorboardX", "tyro")
+CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
+    "eval/episodic_return_sampled": ("evaluation, sampled x0", "#0072B2"),
+    "eval/episodic_return_deterministic": ("evaluation, x0 = 0", "#D55E00"),
+    "charts/episodic_return": ("training episodes", "#009E73"),
+}
+PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
+STOP_GRACE = 3.0  # seconds that a second signal leaves Python to end before the process is ended
+
+
+class RunError(Exception):
+    """Bad input from the user. Its text is one line and names the flag to change."""
+
+
+class Run:
+    """One run's folder. As a context manager it notes how the run ended.
+
+    `folder`: the run's Path. `config`: what config.json holds.
+    """
+
+    def __init__(self, folder: Path, config: dict):
+        self.folder = folder
+        self.config = config
+        self._columns = ["step"]
+        self._rows: list[dict[str, str]] = []
+        self._csv = None
+        self._write_config()
+        # Its only warning is for NaN, which is the rule until the first episode has ended.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+        self._tensorboard = tensorboardX.SummaryWriter(str(folder), flush_secs=10)
+        rows = "\n".join(f"|{name}|{value}|" for name, value in config["args"].items())
+        self._tensorboard.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
+
+    @classmethod
+    def create(cls, runs_dir: Path, env_id: str, algorithm: str, seed: int, config: dict) -> "Run":
+        """Makes a new folder in `runs_dir` and writes config.json, with `config` as its "args".
+
+        Raises RunError if the folder cannot be made.
+        """
+        name = f"{env_id}__{algorithm}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+        name = re.sub(r"[^\w.=+-]+", "-", name)
+        folder = _make_folder(Path(runs_dir), name)
+        return cls(
+            folder,
+            {
+                "args": config,
+                "versions": _versions(),
+                "git": _git_state(Path(__file__).resolve().parent),
+                "hardware": _hardware(),
+                "command": sys.argv,
+                "started": _now(),
+                "status": "running",
+            },
+        )
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes one row of scalars at `step` environment steps, on disk when this returns.
+
+        NaN and infinities are written as they are.
+        """
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, float(value), step)
+        row = {"step": str(int(step))}
+        row |= {name: format(float(value), ".9g") for name, value in metrics.items()}
+        self._rows.append(row)
+        new_columns = [name for name in row if name not in self._columns]
+        if new_columns or self._csv is None:
+            self._columns += new_columns
+            self._rewrite_csv()
+        else:
+            csv.DictWriter(self._csv, self._columns, restval="").writerow(row)
+            self._csv.flush()
+
+    def save_bytes(self, name: str, data: bytes) -> Path:
+        """Writes `folder/name` whole or not at all, and returns its path."""
+        return _replace(self.folder / name, data)
+
+    def finish(self, status: str) -> None:
+        """Notes "finished", "interrupted" or "failed" and closes the files. First call wins."""
+        if self.config["status"] != "running":
+            return
+        self.config |= {"status": status, "ended": _now()}
+        self._write_config()
+        self._tensorboard.close()
+        if self._csv is not None:
+            self._csv.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.finish("finished" if kind is None else "interrupted" if interrupted else "failed")
+
+    def _write_config(self) -> None:
+        text = json.dumps(self.config, indent=2, default=str) + "\n"
+        _replace(self.folder / "config.json", text.encode())
+
+    def _rewrite_csv(self) -> None:
+        """A metric seen for the first time adds a column, so the file is written anew."""
+        if self._csv is not None:
+            self._csv.close()
+        path, partial = self.folder / "metrics.csv", self.folder / "metrics.csv.partial"
+        self._csv = partial.open("w", newline="")
+        writer = csv.DictWriter(self._csv, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        self._csv.flush()
+        os.replace(partial, path)  # the open file goes with its name
+
+
+def check_writable(runs_dir: Path) -> None:
+    """Raises RunError if no run folder could be made in `runs_dir`. Leaves nothing behind."""
+    try:
+        parent = Path(runs_dir)
+        while not parent.exists():
+            parent = parent.parent
+        os.rmdir(tempfile.mkdtemp(dir=parent))
+    except OSError as error:
+        raise _unwritable(runs_dir, error) from None
+
+
+def _make_folder(runs_dir: Path, name: str) -> Path:
+    """Makes runs_dir/name, or name-2, name-3 ... for runs that began in the same second."""
+    attempt = 1
+    while True:
+        folder = runs_dir / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except OSError as error:
+            if not folder.is_dir():
+                raise _unwritable(runs_dir, error) from None
+            attempt += 1
+
+
+def _unwritable(runs_dir: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write a run folder in '{runs_dir}' ({error.strerror}): "
+        "choose another with --runs-dir"
+    )
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    """Writes `path` so that a reader, or a kill, sees the old file or the new and no other."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return path
+
+
+# --- what config.json says of the machine ---------------------------------------------------------
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _versions() -> dict[str, str | None]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _git_state(folder: Path) -> dict | None:
+    """Commit of the code in `folder` and whether its tracked files were changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a repository, and this one
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _hardware() -> dict:
+    cpu = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        cpu = found[1] if found else cpu
+    except OSError:
+        pass
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return {
+        "cpu": cpu,
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory_gib": round(_physical_memory() / 2**30, 1),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+    }
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def device_memory_bytes() -> int | None:
+    """Free bytes on JAX's default device: an accelerator's own, or the host's. None if unknown."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        free = int(found[1]) * 1024
+    except (OSError, TypeError):  # not Linux
+        free = _physical_memory()
+    return min(free, _cgroup_free())
+
+
+def _cgroup_free() -> float:
+    """Bytes that a container's limit leaves (cgroup v2); infinity without one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        cache = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+        return limit - int((group / "memory.current").read_text()) + int(cache[1])
+    except (OSError, ValueError, TypeError):  # no such file, or the word "max"
+        return math.inf
+
+
+def enable_compilation_cache(path: Path | None = None) -> Path | None:
+    """Turns on JAX's persistent compilation cache and returns its folder, or None without one.
+
+    The folder is `path`, else $JAX_COMPILATION_CACHE_DIR, else ~/.cache/flowrl_jax/xla. One that
+    cannot be written costs compile time only: it is said on stderr, and training goes on.
+    """
+    path = Path(path or os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/flowrl_jax/xla")
+    try:
+        path = path.expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(dir=path))
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        print(f"no compilation cache: {error}", file=sys.stderr)
+        jax.config.update("jax_enable_compilation_cache", False)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    return path
+
+
+# --- what the user sees ---------------------------------------------------------------------------
+
+
+def plot_learning_curve(folder: Path) -> Path:
+    """Draws `folder`/metrics.csv: return against environment steps, in learning_curve.png.
+
+    A column `<name>_std` beside one of CURVES becomes a band of one standard deviation.
+    """
+    from matplotlib.figure import Figure
+
+    config = json.loads((folder / "config.json").read_text())
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for column, (label, colour) in CURVES.items():
+        points = [
+            (int(row["step"]), float(row[column]), float(row.get(f"{column}_std") or 0.0))
+            for row in rows
+            if math.isfinite(float(row.get(column) or "nan"))
+        ]
+        if not points:
+            continue
+        steps, mean, std = zip(*points, strict=True)
+        evaluation = column.startswith("eval/")
+        marker = "o" if evaluation and len(points) < 60 else None
+        width = 2.0 if evaluation else 1.4
+        axes.plot(steps, mean, color=colour, label=label, lw=width, marker=marker, ms=3)
+        low = [centre - spread for centre, spread in zip(mean, std, strict=True)]
+        high = [centre + spread for centre, spread in zip(mean, std, strict=True)]
+        if any(std):
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+    arguments = config["args"]
+    axes.set_title(f"{arguments.get('env_id', folder.name)}, seed {arguments.get('seed', '?')}")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(loc="best")
+    figure.savefig(folder / "learning_curve.png", dpi=120)
+    return folder / "learning_curve.png"
+
+
+class _Lines:
+    """Turns tqdm's redrawing into lines, for a log file."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._file.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class Progress:
+    """A bar over environment steps on stderr; on no terminal, a line every PLAIN_INTERVAL."""
+
+    def __init__(self, total: int, initial: int = 0):
+        terminal = sys.stderr.isatty()
+        bar = "{bar}| " if terminal else ""
+        self._started = False
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            file=sys.stderr if terminal else _Lines(sys.stderr),
+            mininterval=0.1 if terminal else PLAIN_INTERVAL,
+            miniters=1,
+            smoothing=0.1,
+            unit_scale=True,
+            dynamic_ncols=terminal,
+            delay=math.inf,  # nothing is drawn before the first update
+            bar_format="{percentage:3.0f}% " + bar + "{n_fmt}/{total_fmt} steps"
+            " [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def update(self, step: int, return_: float, sps: float, ups: float) -> None:
+        """Moves to `step`; return_ may be NaN, sps and ups are steps and updates per second.
+
+        The time left is estimated from the second call on: the first chunk includes compiling.
+        """
+        shown = "-" if math.isnan(return_) else f"{return_:.1f}"
+        rates = f"return {shown}, {sps:,.0f} steps/s, {ups:,.0f} updates/s"
+        self._bar.set_postfix_str(rates, refresh=False)
+        if self._started:
+            self._bar.update(step - self._bar.n)
+            return
+        self._started = True
+        self._bar.delay = 0
+        self._bar.initial = self._bar.n = self._bar.last_print_n = step
+        self._bar.unpause()
+        self._bar.refresh()
+
+    def write(self, text: str) -> None:
+        """Prints a line on stdout, above the bar."""
+        tqdm.write(text)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a request to stop after the present chunk.
+
+    `requested` is the signal's number, or None. A second signal raises KeyboardInterrupt, and ends
+    the process if Python cannot raise it within STOP_GRACE seconds. Main thread only.
+
+    Python runs signal handlers between bytecodes, so never while XLA compiles or a chunk runs.
+    Hence a thread too: it hears of a signal at once, by `signal.set_wakeup_fd`.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.requested: int | None = None
+        self._handled = 0
+
+    @property
+    def exit_code(self) -> int:
+        """What the shell expects of a program stopped so: 130, 143, or 0 if it was not."""
+        return 0 if self.requested is None else 128 + self.requested
+
+    def __enter__(self) -> "StopSignal":
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno())
+        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        self._over.set()
+        self._writer.close()  # the watcher's recv returns b""
+        self._watcher.join()
+        self._reader.close()
+
+    def _handle(self, number: int, frame) -> None:
+        self.requested = self.requested or number
+        self._handled += 1
+        if self._handled > 1:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        heard = 0
+        while byte := self._reader.recv(1):
+            number = byte[0]
+            if number not in self.SIGNALS:
+                continue
+            heard += 1
+            self.requested = self.requested or number
+            if heard == 1:
+                name = signal.Signals(number).name
+                text = f"\n{name}: stopping after the present chunk; once more to stop now\n"
+                os.write(2, text.encode())
+            elif not self._over.wait(STOP_GRACE):
+                os._exit(128 + number)
+
+
+def parse_args(kind: type, presets: dict[str, dict], automatic, arguments: list[str] | None = None):
+    """Parses the command line into the dataclass `kind`: preset first, then the flags over it.
+
+    Args:
+      kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
+      presets: preset name -> the fields that it changes.
+      automatic: () -> preset name, asked for when the preset is "auto".
+      arguments: the command line without the program's name; None takes this process's.
+
+    Raises:
+      RunError: an unknown preset or flag, or a value that does not parse.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", default="auto", nargs="?")
+    name = chooser.parse_known_args(arguments)[0].preset
+    if name not in ("auto", *presets):
+        raise RunError(f"--preset: {name!r} is not one of auto, {', '.join(presets)}")
+    name = automatic() if name == "auto" else name
+    default = dataclasses.replace(kind(), **presets[name])
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            args = tyro.cli(kind, args=arguments, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise RunError(_first_sentence(complaint.getvalue())) from None
+    return dataclasses.replace(args, preset=name)
+
+
+def _first_sentence(boxed: str) -> str:
+    """The message inside tyro's box, as one line."""
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()]
+    rule = next((i for i, line in enumerate(boxed.splitlines()) if i and "───" in line), None)
+    text = " ".join(line for line in lines[1 : rule or len(lines)] if line)
+    return f"{text or 'the command line does not parse'}; see --help"
+
+
+def check_bounds(args, names: tuple[str, ...], low: float, high: float = math.inf) -> None:
+    """Raises RunError, naming the flag, unless every named field lies in [low, high]."""
+    for name in names:
+        value = getattr(args, name)
+        if not low <= value <= high:  # also false for nan
+            flag = "--" + name.replace("_", "-")
+            upper = "" if high == math.inf else f" and at most {high:g}"
+            raise RunError(f"{flag}: needs at least {low:g}{upper}, got {value:g}")
+
+
+def bad_input(error: Exception) -> int:
+    """Prints one line on stderr and returns the exit code of bad input."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2

@@ -12,10 +12,8 @@ Paper: Lv et al., arXiv 2506.12811 (https://arxiv.org/abs/2506.12811). Unofficia
                 V    <- V    - grad expectile loss of min Qbar_beta(s, a) - V_beta(s)          (4)
                 on every second update:
                 w     = clip(lambda exp(u - mean u)),  u = relu(Q_beta(s, a) - Q_phi(s, a_pi)) (5)
-                theta <- theta - grad mean(-min Q_phi(s, a_pi) + w |v_theta(s, x_t, t) - (a - x_0)|^2)
+                theta <- theta - grad mean(-Q_phi(s, a_pi) + w |v_theta(s, x_t, t) - (a - x_0)|^2)
                 targets <- (1 - target_tau) targets + target_tau online                        (6)
-
-Run `python flowrl_jax.py --env-id humanoid-run --seed 1`; `--help` lists every hyperparameter.
 """
 
 import dataclasses
@@ -23,7 +21,6 @@ import functools
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -34,15 +31,19 @@ import flax.serialization
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax.training.train_state import TrainState as Network  # params, opt_state, step
+from jax import Array
 
 import envs
+import replay
 import runs
 
-Metrics = dict[str, jax.Array]
-Params = Any  # a pytree of float32 arrays
+Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
+Preset = Literal["auto", "paper", "gpu", "cpu"]
+Solver = Literal["euler", "midpoint", "rk4"]
+Weighting = Literal["per_sample", "batch_mean"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,7 @@ class Args:
     env_id: str = "humanoid-run"  # task, `domain-task`; `python envs.py` lists them
     seed: int = 1  # seed of everything random
     total_timesteps: int = 1_000_000  # environment steps, summed over environments
-    preset: Literal["auto", "paper", "gpu", "cpu"] = (
-        "auto"  # defaults of the other flags; auto: gpu or cpu, by what JAX finds
-    )
+    preset: Preset = "auto"  # defaults of the other flags; auto: gpu or cpu, as JAX finds
     engine: str = "auto"  # physics: native (MuJoCo in C), mjx, or auto
     num_envs: int = 1  # parallel environments N
     num_threads: int = 0  # threads of engine native; 0: all cores
@@ -74,24 +73,15 @@ class Args:
     hidden_size: int = 512  # width H of every hidden layer
     target_tau: float = 0.95  # weight of the online network in each target update
     flow_steps: int = 1  # ODE steps N of the policy, equation (1)
-    ode_solver: Literal["euler", "midpoint", "rk4"] = (
-        "euler"  # of the policy; the released code's is midpoint
-    )
+    ode_solver: Solver = "euler"  # of the policy; the released code uses midpoint, one step
     expectile: float = 0.9  # tau_e of the behaviour value, equation (4)
     w2_coef: float = 0.1  # lambda, weight of the Wasserstein-2 proximal term, equation (5)
-    w2_weighting: Literal["per_sample", "batch_mean"] = (
-        "per_sample"  # the paper's, or the released code's mean(w) * mean(flow loss)
-    )
-    w2_indicator: bool = (
-        False  # multiply w by the paper's indicator 1[Q_beta > Q_phi], equation (5)
-    )
-    compute_dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # inside the networks; parameters and losses stay float32
-    )
+    w2_weighting: Weighting = "per_sample"  # the released code: batch_mean, mean(w) * mean(flow)
+    w2_indicator: bool = False  # multiply w by 1[Q_beta > Q_phi], as the paper writes (5)
+    compute_dtype: Dtype = "float32"  # inside the networks; parameters and losses stay float32
 
 
-# What presets change; flags override them.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override them
     "paper": {},
     "cpu": dict(num_envs=8, updates_per_step=4, hidden_size=128, buffer_size=500_000)
     | dict(learning_starts=4_000, total_timesteps=300_000, log_interval=2_000),
@@ -102,15 +92,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # ------------------------------------------------------------------------------------- networks
-
-
 def _dense(size: int, dtype: str) -> nn.Dense:
     """Xavier-uniform weights, zero biases; float32 products are not rounded to TF32."""
     init, precision = nn.initializers.xavier_uniform(), jax.lax.Precision.HIGHEST
     return nn.Dense(size, dtype=dtype, kernel_init=init, precision=precision)
 
 
-def _dense_norm(h: jax.Array, size: int, dtype: str) -> jax.Array:
+def _dense_norm(h: Array, size: int, dtype: str) -> Array:
     norm = nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False)
     return norm(_dense(size, dtype)(h))
 
@@ -123,7 +111,7 @@ class VelocityField(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, obs: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(self, obs: Array, x: Array, t: Array) -> Array:
         h = jnp.concatenate([obs, x, t], axis=-1)
         h = nn.elu(_dense_norm(h, self.hidden_size, self.dtype))
         h = nn.elu(_dense_norm(h, self.hidden_size, self.dtype))
@@ -137,7 +125,7 @@ class ValueNetwork(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
+    def __call__(self, obs: Array) -> Array:
         h = _dense_norm(obs, self.hidden_size, self.dtype)
         h = nn.gelu(_dense_norm(h, self.hidden_size, self.dtype), approximate=False)
         h = nn.gelu(_dense_norm(h, self.hidden_size, self.dtype), approximate=False)
@@ -152,32 +140,30 @@ class TwinCritic(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+    def __call__(self, obs: Array, action: Array) -> Array:
         axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         heads = nn.vmap(ValueNetwork, in_axes=None, axis_size=2, **axes)
         return heads(self.hidden_size, self.dtype)(jnp.concatenate([obs, action], axis=-1))
 
 
 # --------------------------------------------------------------------------- state and transition
-
-
 @flax.struct.dataclass
 class Transition:
-    obs: jax.Array  # (B, O)  s
-    action: jax.Array  # (B, A)  a, in [-1, 1]
-    reward: jax.Array  # (B,)  r
-    next_obs: jax.Array  # (B, O)  s', before any auto-reset
-    terminated: jax.Array  # (B,)  bool; a time limit is not a termination
+    obs: Array  # (B, O)  s
+    action: Array  # (B, A)  a, in [-1, 1]
+    reward: Array  # (B,)  r
+    next_obs: Array  # (B, O)  s', before any auto-reset
+    terminated: Array  # (B,)  bool; a time limit is not a termination
 
 
 @flax.struct.dataclass
 class UpdateNoise:
     """All that is random in one update, given its batch."""
 
-    x0_next: jax.Array  # (B, A)  source noise of a' in (2)
-    x0_policy: jax.Array  # (B, A)  source noise of a_pi in (5) and (6)
-    x0_flow: jax.Array  # (B, A)  x_0 of the flow-matching term in (6)
-    t: jax.Array  # (B, 1)  flow time of that term, uniform in [0, 1]
+    x0_next: Array  # (B, A)  source noise of a' in (2)
+    x0_policy: Array  # (B, A)  source noise of a_pi in (5) and (6)
+    x0_flow: Array  # (B, A)  x_0 of the flow-matching term in (6)
+    t: Array  # (B, 1)  flow time of that term, uniform in [0, 1]
 
 
 @flax.struct.dataclass
@@ -191,34 +177,25 @@ class LearnerState:
 
 
 @flax.struct.dataclass
-class Replay:
-    """A ring of transitions on the device; its capacity is a multiple of N."""
-
-    data: Transition  # leading axis: capacity
-    position: jax.Array  # () int32, where the next insert begins
-    size: jax.Array  # () int32, how many are filled
-
-
-@flax.struct.dataclass
 class TrainState:
     """All that `train_chunk` reads and writes."""
 
     learner: LearnerState
-    replay: Replay
+    replay: replay.Replay  # of Transition
     env: envs.EnvState
-    episode_return: jax.Array  # (N,)  reward summed over the present episode
-    num_steps: jax.Array  # () int32, environment steps so far
-    key: jax.Array  # () typed key
+    episode_return: Array  # (N,)  reward summed over the present episode
+    num_steps: Array  # () int32, environment steps so far
+    key: Array  # () typed key
 
 
-def init_learner(key: jax.Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
+def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
     """Q_beta starts as a copy of Q_phi, and both targets as copies of their online networks."""
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action, t = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size)), jnp.zeros((1, 1))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
     adam = optax.adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
 
-    def network(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Network:
+    def network(module: nn.Module, key: Array, *inputs: Array) -> Network:
         fresh = Network.create(apply_fn=None, params=module.init(key, *inputs), tx=adam)
         return fresh.replace(step=jnp.zeros((), jnp.int32))
 
@@ -234,54 +211,13 @@ def init_learner(key: jax.Array, obs_size: int, action_size: int, args: Args) ->
     )
 
 
-# ----------------------------------------------------------------------------------------- replay
-
-
-def init_replay(obs_size: int, action_size: int, capacity: int) -> Replay:
-    """An empty ring of `capacity` transitions."""
-    obs, action = jnp.zeros((capacity, obs_size)), jnp.zeros((capacity, action_size))
-    flags = jnp.zeros(capacity, bool)
-    data = Transition(obs, action, jnp.zeros(capacity), jnp.zeros_like(obs), flags)
-    return Replay(data, position=jnp.zeros((), jnp.int32), size=jnp.zeros((), jnp.int32))
-
-
-def replay_insert(replay: Replay, batch: Transition) -> Replay:
-    """Writes N transitions in place, over the oldest. The capacity must be a multiple of N."""
-    capacity, num = replay.data.reward.shape[0], batch.reward.shape[0]
-    if capacity % num:
-        raise ValueError(f"the capacity {capacity} is not a multiple of the {num} inserted")
-
-    def write(ring: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(ring, new, replay.position, axis=0)
-
-    return Replay(
-        data=jax.tree.map(write, replay.data, batch),
-        position=(replay.position + num) % capacity,
-        size=jnp.minimum(replay.size + num, capacity),
-    )
-
-
-def replay_indices(key: jax.Array, replay: Replay, num_updates: int, args: Args) -> jax.Array:
-    """Draws (U, B) rows: `recent_fraction` of each batch from the newest, the rest uniformly."""
-    recent_key, uniform_key = jax.random.split(key)
-    num_recent = round(args.recent_fraction * args.batch_size)
-    newest = jnp.minimum(args.recent_window, replay.size)
-    age = jax.random.randint(recent_key, (num_updates, num_recent), 0, newest)
-    recent = (replay.position - 1 - age) % replay.data.reward.shape[0]
-    shape = (num_updates, args.batch_size - num_recent)
-    uniform = jax.random.randint(uniform_key, shape, 0, replay.size)
-    return jnp.concatenate([recent, uniform], axis=1)
-
-
 # ------------------------------------------------------------------------------------------- flow
-
-
-def source_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def source_noise(key: Array, shape: tuple[int, ...]) -> Array:
     """x_0: a standard normal clipped to [-1, 1]."""
     return jnp.clip(jax.random.normal(key, shape), -1.0, 1.0)
 
 
-def draw_update_noise(key: jax.Array, batch_size: int, action_size: int) -> UpdateNoise:
+def draw_update_noise(key: Array, batch_size: int, action_size: int) -> UpdateNoise:
     """The one place where an update's noise comes from."""
     next_key, policy_key, flow_key, t_key = jax.random.split(key, 4)
     x0 = functools.partial(source_noise, shape=(batch_size, action_size))
@@ -290,11 +226,8 @@ def draw_update_noise(key: jax.Array, batch_size: int, action_size: int) -> Upda
 
 
 def ode_rollout(
-    velocity: Callable[[jax.Array, jax.Array], jax.Array],
-    x0: jax.Array,
-    num_steps: int,
-    solver: str,
-) -> jax.Array:
+    velocity: Callable[[Array, Array], Array], x0: Array, num_steps: int, solver: str
+) -> Array:
     """Equation (1) up to x_N: integrates dx/dt = velocity(x, t) from t = 0 to 1 in equal steps.
 
     velocity: (..., A), (..., 1) -> (..., A). x0: (..., A). solver: euler, midpoint or rk4.
@@ -317,45 +250,43 @@ def ode_rollout(
     return x
 
 
-def velocity_field(params: Params, obs: jax.Array, x: jax.Array, t: jax.Array, args: Args):
+def velocity_field(params: Params, obs: Array, x: Array, t: Array, args: Args):
     """v_theta(s, x, t): (..., O), (..., A), (..., 1) -> (..., A)."""
     module = VelocityField(x.shape[-1], args.hidden_size, args.compute_dtype)
     return module.apply(params, obs, x, t)
 
 
-def policy_action(params: Params, obs: jax.Array, x0: jax.Array, args: Args) -> jax.Array:
+def policy_action(params: Params, obs: Array, x0: Array, args: Args) -> Array:
     """Equation (1): a = tanh(x_N). (..., O), (..., A) -> (..., A), in [-1, 1]."""
     field = functools.partial(velocity_field, params, obs, args=args)
     return jnp.tanh(ode_rollout(field, x0, args.flow_steps, args.ode_solver))
 
 
 # ----------------------------------------------------------------------------------------- losses
-
-
-def twin_q(params: Params, obs: jax.Array, action: jax.Array, args: Args) -> jax.Array:
+def twin_q(params: Params, obs: Array, action: Array, args: Args) -> Array:
     """(Q_1, Q_2)(s, a): (B, O), (B, A) -> (2, B)."""
     return TwinCritic(args.hidden_size, args.compute_dtype).apply(params, obs, action)
 
 
-def behaviour_value(params: Params, obs: jax.Array, args: Args) -> jax.Array:
+def behaviour_value(params: Params, obs: Array, args: Args) -> Array:
     """V_beta(s): (B, O) -> (B,)."""
     return ValueNetwork(args.hidden_size, args.compute_dtype).apply(params, obs)
 
 
-def td_target(batch: Transition, next_value: jax.Array, args: Args) -> jax.Array:
-    """y of (2) and (3): r + gamma (1 - terminated) next_value, (B,); no gradient."""
+def td_target(batch: Transition, next_value: Array, args: Args) -> Array:
+    """Target of (2) and (3): r + gamma (1 - terminated) next_value, (B,); no gradient."""
     chex.assert_equal_shape([batch.reward, batch.terminated, next_value])
     return jax.lax.stop_gradient(batch.reward + args.gamma * (1.0 - batch.terminated) * next_value)
 
 
-def critic_loss(params: Params, batch: Transition, y: jax.Array, args: Args):
+def critic_loss(params: Params, batch: Transition, y: Array, args: Args):
     """Equations (2), (3): mean (Q_1 - y)^2 + (Q_2 - y)^2, and min Q (B,)."""
     q = twin_q(params, batch.obs, batch.action, args)
     chex.assert_shape(q, (2, *y.shape))
     return jnp.mean(jnp.sum((q - y) ** 2, axis=0)), jnp.min(q, axis=0)
 
 
-def behaviour_value_loss(params: Params, obs: jax.Array, target_q: jax.Array, args: Args):
+def behaviour_value_loss(params: Params, obs: Array, target_q: Array, args: Args):
     """Equation (4): expectile regression of V_beta to min Qbar_beta(s, a), and V_beta (B,)."""
     value = behaviour_value(params, obs, args)
     chex.assert_equal_shape([value, target_q])
@@ -363,7 +294,7 @@ def behaviour_value_loss(params: Params, obs: jax.Array, target_q: jax.Array, ar
     return jnp.mean(jnp.abs(args.expectile - (d < 0)) * d**2), value
 
 
-def proximal_weight(q_behaviour: jax.Array, q_policy: jax.Array, args: Args) -> jax.Array:
+def proximal_weight(q_behaviour: Array, q_policy: Array, args: Args) -> Array:
     """Equation (5): w of min Q_beta(s, a) and min Q_phi(s, a_pi), all (B,); no gradient."""
     chex.assert_equal_shape([q_behaviour, q_policy])
     advantage = jax.lax.stop_gradient(q_behaviour - q_policy)
@@ -374,16 +305,16 @@ def proximal_weight(q_behaviour: jax.Array, q_policy: jax.Array, args: Args) -> 
 
 def policy_loss(
     params: Params,
-    critic_params: Params,
+    phi: Params,
     batch: Transition,
-    q_behaviour: jax.Array,
+    q_behaviour: Array,
     noise: UpdateNoise,
     args: Args,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[Array, Metrics]:
     """Equation (6): Q-maximisation, and the weighted flow-matching term that bounds W2."""
-    critic_params = jax.lax.stop_gradient(critic_params)
+    phi = jax.lax.stop_gradient(phi)
     action = policy_action(params, batch.obs, noise.x0_policy, args)
-    q_policy = jnp.min(twin_q(critic_params, batch.obs, action, args), axis=0)
+    q_policy = jnp.min(twin_q(phi, batch.obs, action, args), axis=0)
     weight = proximal_weight(q_behaviour, q_policy, args)
     x_0, t = noise.x0_flow, noise.t
     x_t = t * batch.action + (1.0 - t) * x_0
@@ -398,9 +329,7 @@ def policy_loss(
 
 
 # ----------------------------------------------------------------------------------------- update
-
-
-def gradient_step(network: Network, loss: Callable[[Params], tuple[jax.Array, Any]]):
+def gradient_step(network: Network, loss: Callable[[Params], tuple[Array, Any]]):
     """One Adam step. Returns the network, the loss and what else `loss` returned."""
     (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(network.params)
     return network.apply_gradients(grads=gradient), value, info
@@ -414,22 +343,20 @@ def update(
     On the others the metrics `losses/policy*` are zero.
     """
     a_next = policy_action(state.velocity_field.params, batch.next_obs, noise.x0_next, args)
-    q_next = twin_q(state.target_critic, batch.next_obs, a_next, args)
-    y = td_target(batch, jnp.min(q_next, axis=0), args)
+    q_next = twin_q(state.target_critic, batch.next_obs, a_next, args).min(axis=0)
+    y = td_target(batch, q_next, args)
     critic, phi_loss, q = gradient_step(state.critic, lambda phi: critic_loss(phi, batch, y, args))
     v_next = behaviour_value(state.behaviour_value.params, batch.next_obs, args)
     y_b = td_target(batch, v_next, args)
     behaviour_critic, beta_loss, q_behaviour = gradient_step(  # q_behaviour: before this step
         state.behaviour_critic, lambda beta: critic_loss(beta, batch, y_b, args)
     )
-    q_target = twin_q(state.target_behaviour_critic, batch.obs, batch.action, args)
-    q_target = jnp.min(q_target, axis=0)
+    q_target = twin_q(state.target_behaviour_critic, batch.obs, batch.action, args).min(axis=0)
     value, value_loss, v = gradient_step(
         state.behaviour_value, lambda p: behaviour_value_loss(p, batch.obs, q_target, args)
     )
-    metrics = {"losses/critic": phi_loss, "losses/behaviour_critic": beta_loss}
-    metrics |= {"losses/behaviour_value": value_loss, "losses/q": jnp.mean(q)}
-    metrics |= {"losses/q_behaviour": jnp.mean(q_behaviour), "losses/v_behaviour": jnp.mean(v)}
+    metrics = {"critic": phi_loss, "behaviour_critic": beta_loss, "behaviour_value": value_loss}
+    metrics |= {"q": jnp.mean(q), "q_behaviour": jnp.mean(q_behaviour), "v_behaviour": jnp.mean(v)}
     online = (critic.params, behaviour_critic.params)
 
     def policy_step(policy_and_targets: tuple[Network, tuple[Params, Params]]):
@@ -446,10 +373,10 @@ def update(
         (state.velocity_field, (state.target_critic, state.target_behaviour_critic)),
     )
     state = LearnerState(policy, critic, behaviour_critic, value, *targets)
-    return state, metrics | policy_metrics
+    return state, {f"losses/{name}": value for name, value in metrics.items()} | policy_metrics
 
 
-def only_if(condition: jax.Array, step: Callable[[Any], tuple[Any, Metrics]], state: Any):
+def only_if(condition: Array, step: Callable[[Any], tuple[Any, Metrics]], state: Any):
     """`step(state)`, a new state and metrics; the state as it is and zeros if not `condition`."""
     metrics = jax.eval_shape(step, state)[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
@@ -457,15 +384,13 @@ def only_if(condition: jax.Array, step: Callable[[Any], tuple[Any, Metrics]], st
 
 
 # --------------------------------------------------------------------------- train and evaluate
-
-
-def learn(key: jax.Array, learner: LearnerState, replay: Replay, args: Args):
+def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
     """U updates, on batches and noise drawn at once. Returns the learner and summed metrics."""
-    index_key, noise_key = jax.random.split(key)
-    rows = replay_indices(index_key, replay, args.updates_per_step, args)
-    batches = jax.tree.map(lambda ring: ring[rows], replay.data)  # (U, B, ...)
+    batch_key, noise_key = jax.random.split(key)
+    shape = (args.updates_per_step, args.batch_size)
+    batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
     keys = jax.random.split(noise_key, args.updates_per_step)
-    sizes = (args.batch_size, replay.data.action.shape[-1])
+    sizes = (args.batch_size, ring.data.action.shape[-1])
     noises = jax.vmap(lambda key: draw_update_noise(key, *sizes))(keys)
     learner, metrics = jax.lax.scan(lambda s, x: update(s, *x, args), learner, (batches, noises))
     return learner, jax.tree.map(jnp.sum, metrics)
@@ -477,24 +402,20 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
     shape = (env.num_envs, env.action_size)
     theta, obs = state.learner.velocity_field.params, state.env.obs
     started = state.num_steps >= args.learning_starts
-    action = jnp.where(
-        started,
-        policy_action(theta, obs, source_noise(x0_key, shape), args),
-        jax.random.uniform(random_key, shape, minval=-1.0, maxval=1.0),
-    )
+    action = policy_action(theta, obs, source_noise(x0_key, shape), args)
+    action = jnp.where(started, action, jax.random.uniform(random_key, shape, minval=-1.0))
     after = env.step(state.env, action)
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
-    replay = replay_insert(state.replay, transition)
-    learner, metrics = only_if(
-        started, lambda learner: learn(learn_key, learner, replay, args), state.learner
-    )
+    ring = replay.insert(state.replay, transition)
+    updates = functools.partial(learn, learn_key, ring=ring, args=args)
+    learner, metrics = only_if(started, updates, state.learner)
     done = after.terminated | after.truncated
     returns = state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)
     metrics["charts/episodic_return"] = jnp.sum(returns * done)
     metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
     returns, steps = jnp.where(done, 0.0, returns), state.num_steps + env.num_envs
-    return TrainState(learner, replay, after, returns, steps, key), metrics
+    return TrainState(learner, ring, after, returns, steps, key), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
@@ -526,12 +447,12 @@ def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Tra
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"))
-def evaluate(params: Params, key: jax.Array, env: envs.VectorEnv, args: Args) -> jax.Array:
-    """Returns of an episode in each of `env`'s environments, (2, N / 2): sampled x0, x0 = 0."""
+def evaluate(params: Params, key: Array, env: envs.VectorEnv, args: Args) -> Metrics:
+    """Returns of one episode in each environment, (N / 2,) each: sampled x0, and x0 = 0."""
     reset_key, x0_key = jax.random.split(key)
     sampled = (jnp.arange(env.num_envs) < env.num_envs // 2)[:, None]
 
-    def step(carry: tuple[envs.EnvState, jax.Array, jax.Array], key: jax.Array):
+    def step(carry: tuple[envs.EnvState, Array, Array], key: Array):
         state, returns, alive = carry
         x0 = sampled * source_noise(key, (env.num_envs, env.action_size))
         state = env.step(state, policy_action(params, state.obs, x0, args))
@@ -540,35 +461,33 @@ def evaluate(params: Params, key: jax.Array, env: envs.VectorEnv, args: Args) ->
 
     start = (env.reset(reset_key), jnp.zeros(env.num_envs), jnp.ones(env.num_envs, bool))
     (_, returns, _), _ = jax.lax.scan(step, start, jax.random.split(x0_key, env.episode_length))
-    return returns.reshape(2, -1)
+    return dict(zip(("sampled", "deterministic"), returns.reshape(2, -1), strict=True))
 
 
 def init_state(env: envs.VectorEnv, args: Args) -> TrainState:
     """Everything at step 0, from `args.seed`."""
     learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
-    sizes = (env.observation_size, env.action_size)
-    learner = init_learner(learner_key, *sizes, args)
-    replay = init_replay(*sizes, args.buffer_size // args.num_envs * args.num_envs)
+    obs, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
+    example = Transition(obs, action, jnp.zeros(()), obs, jnp.zeros((), bool))
+    ring = replay.init(example, args.buffer_size // args.num_envs * args.num_envs)
+    learner = init_learner(learner_key, obs.size, action.size, args)
     returns, steps = jnp.zeros(env.num_envs), jnp.zeros((), jnp.int32)
-    return TrainState(learner, replay, env.reset(env_key), returns, steps, key)
+    return TrainState(learner, ring, env.reset(env_key), returns, steps, key)
 
 
 # --------------------------------------------------------------------------------- save and load
-
-
-def load_policy(folder: str | Path) -> Callable[..., jax.Array]:
+def load_policy(folder: str | Path) -> Callable[..., Array]:
     """Returns `act(obs, key=None)`: (B, O) -> (B, A) in [-1, 1], of a run's trained policy.
 
     With a key x0 is sampled as in training; without, x0 = 0.
     """
-    folder = Path(folder)
-    args = Args(**json.loads((folder / "config.json").read_text())["args"])
-    params = flax.serialization.msgpack_restore((folder / "params.msgpack").read_bytes())
+    args = Args(**json.loads(Path(folder, "config.json").read_text())["args"])
+    params = flax.serialization.msgpack_restore(Path(folder, "params.msgpack").read_bytes())
     theta = params["velocity_field"]
     action_size = theta["params"]["Dense_2"]["bias"].shape[0]
 
     @jax.jit
-    def act(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def act(obs: Array, key: Array | None = None) -> Array:
         shape = (*obs.shape[:-1], action_size)
         x0 = jnp.zeros(shape) if key is None else source_noise(key, shape)
         return policy_action(theta, obs, x0, args)
@@ -576,122 +495,56 @@ def load_policy(folder: str | Path) -> Callable[..., jax.Array]:
     return act
 
 
-def save_params(run: runs.Run, learner: LearnerState) -> Path:
+def save_params(run: runs.Run, state: TrainState) -> Path:
     """Writes the parameters of all networks, online and target, to `params.msgpack`."""
-    fields = {name: getattr(learner, name) for name in learner.__dataclass_fields__}
-    params = {name: net.params if isinstance(net, Network) else net for name, net in fields.items()}
+    nets = {field: getattr(state.learner, field) for field in state.learner.__dataclass_fields__}
+    params = {name: net.params if isinstance(net, Network) else net for name, net in nets.items()}
     return run.save_bytes("params.msgpack", flax.serialization.to_bytes(params))
 
 
 # ------------------------------------------------------------------------------------------- main
-
-
-def check(args: Args) -> None:
-    """Raises runs.RunError, naming flag and fix, for arguments that cannot be run."""
-    sizes = ("total_timesteps", "num_envs", "log_interval", "eval_episodes", "batch_size")
-    sizes += ("updates_per_step", "buffer_size", "recent_window", "hidden_size", "flow_steps")
-    runs.check_bounds(args, sizes, low=1)
-    runs.check_bounds(args, ("eval_interval", "learning_starts", "w2_coef", "seed"), low=0)
-    shares = ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
-    runs.check_bounds(args, shares, low=0, high=1)
-    capacity = args.buffer_size // args.num_envs * args.num_envs
-    if capacity < max(args.batch_size, args.num_envs):
-        raise runs.RunError(
-            f"--buffer-size: {args.buffer_size} transitions cannot hold a batch of "
-            f"{args.batch_size} and a step of {args.num_envs} environments; raise it, or lower "
-            "--batch-size or --num-envs"
-        )
-    runs.check_writable(Path(args.runs_dir))
-
-
-def describe(args: Args, env: envs.VectorEnv) -> str:
-    """What is about to run. Raises runs.RunError if the replay cannot fit."""
-    state = jax.eval_shape(functools.partial(init_state, env, args))
-    device, count = jax.devices()[0], lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    ring = state.replay.data
-    nbytes = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(ring))
-    free = runs.device_memory_bytes()
-    if free is not None and nbytes > 0.9 * free:
-        raise runs.RunError(
-            f"--buffer-size: {args.buffer_size} transitions need {nbytes / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free; lower it"
-        )
-    learner = state.learner
-    return (
-        f"device {device.device_kind} ({device.platform}), engine {env.engine}, preset {args.preset}\n"
-        f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
-        f"{env.action_size} actions\n"
-        f"networks: width {args.hidden_size}, policy {count(learner.velocity_field.params):,} and "
-        f"critics {count(learner.critic.params):,} parameters each\n"
-        f"replay: {ring.reward.shape[0]:,} transitions, {nbytes / 2**30:.2f} GiB"
-    )
-
-
-def train(args: Args, env: envs.VectorEnv, eval_env: envs.VectorEnv, state: TrainState) -> int:
-    """Chunk after chunk: logs, evaluates, saves. Returns the exit code."""
-    print("compiling the training loop ...", flush=True)
-    start = time.perf_counter()
-    chunk = train_chunk.lower(state, env, args).compile()
-    print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
-    config = dataclasses.asdict(args)
-    run = runs.Run.create(Path(args.runs_dir), args.env_id, "flowrl_jax", args.seed, config)
-    print(f"run folder {run.folder}", flush=True)
-    per_chunk = max(1, round(args.log_interval / args.num_envs)) * args.num_envs
-    num_chunks = -(-args.total_timesteps // per_chunk)
-    per_eval = max(1, round(args.eval_interval / per_chunk)) if args.eval_interval else num_chunks
-    eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
-    last_return, updates = math.nan, 0.0
-    with run, runs.StopSignal() as stop, runs.Progress(num_chunks * per_chunk) as progress:
-        for i in range(1, num_chunks + 1):
-            start = time.perf_counter()
-            state, metrics = chunk(state)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            seconds, step = time.perf_counter() - start, i * per_chunk
-            metrics["charts/SPS"] = per_chunk / seconds
-            metrics["charts/UPS"] = (metrics["charts/updates"] - updates) / seconds
-            updates = metrics["charts/updates"]
-            if updates and not math.isfinite(metrics["losses/critic"] + metrics["losses/policy"]):
-                raise FloatingPointError(f"step {step}: a loss is not finite: {metrics}")
-            state = state.replace(env=env.refresh(state.env, i))
-            if i % per_eval == 0 or i == num_chunks:
-                theta = state.learner.velocity_field.params
-                key = jax.random.fold_in(eval_key, i)
-                returns = np.asarray(evaluate(theta, key, eval_env, args))
-                for name, values in zip(("sampled", "deterministic"), returns, strict=True):
-                    metrics[f"eval/episodic_return_{name}"] = float(values.mean())
-                    metrics[f"eval/episodic_return_{name}_std"] = float(values.std())
-                save_params(run, state.learner)
-            metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
-            last_return = metrics.get("charts/episodic_return", last_return)
-            run.log(step, metrics)
-            progress.update(step, last_return, metrics["charts/SPS"], metrics["charts/UPS"])
-            if stop.requested:
-                break
-        save_params(run, state.learner)
-        runs.plot_learning_curve(run.folder)
-        run.finish("interrupted" if stop.requested else "finished")
-    return stop.exit_code
-
-
 def main(args: Args) -> int:
     """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
-    check(args)
+    sizes = ("total_timesteps", "num_envs", "log_interval", "eval_episodes", "batch_size")
+    sizes += ("updates_per_step", "buffer_size", "recent_window", "hidden_size", "flow_steps")
+    runs.check_bounds(args, 1, math.inf, *sizes)
+    runs.check_bounds(args, 0, math.inf, "eval_interval", "learning_starts", "w2_coef", "seed")
+    shares = ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
+    runs.check_bounds(args, 0, 1, *shares)
+    runs.check_writable(Path(args.runs_dir))
     runs.enable_compilation_cache()
-    make = functools.partial(
-        envs.make, args.env_id, engine=args.engine, num_threads=args.num_threads
+    make = functools.partial(envs.make, args.env_id, engine=args.engine)
+    env = make(args.num_envs, seed=args.seed, num_threads=args.num_threads)
+    eval_env = make(
+        2 * args.eval_episodes, seed=args.seed + 1_000_003, num_threads=args.num_threads
     )
-    env = make(args.num_envs, seed=args.seed)
-    eval_env = make(2 * args.eval_episodes, seed=args.seed + 1_000_003)
-    print(describe(args, env), flush=True)
-    return train(args, env, eval_env, init_state(env, args))
+    eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
+    shapes = jax.eval_shape(functools.partial(init_state, env, args))
+    if shapes.replay.data.reward.size < args.batch_size:
+        raise runs.RunError("--buffer-size: holds less than --batch-size; raise it")
+    networks = (shapes.learner.velocity_field.params, shapes.learner.critic.params)
+    networks = dict(zip(("policy", "each twin critic"), networks, strict=True))
+    print(runs.describe(args, env, networks, shapes.replay.data), flush=True)
 
+    def evaluation(state: TrainState, index: int) -> Metrics:
+        theta, key = state.learner.velocity_field.params, jax.random.fold_in(eval_key, index)
+        return evaluate(theta, key, eval_env, args)
 
-def preset_for_this_machine() -> str:
-    return "cpu" if jax.default_backend() == "cpu" else "gpu"
+    return runs.train(
+        args,
+        "flowrl_jax",
+        steps_per_chunk=max(1, round(args.log_interval / args.num_envs)) * args.num_envs,
+        state=init_state(env, args),
+        compile_chunk=lambda state: train_chunk.lower(state, env, args).compile(),
+        between_chunks=lambda state, index: state.replace(env=env.refresh(state.env, index)),
+        evaluation=evaluation,
+        save=save_params,
+    )
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(runs.parse_args(Args, PRESETS, preset_for_this_machine)))
+        automatic = "cpu" if jax.default_backend() == "cpu" else "gpu"
+        sys.exit(main(runs.parse_args(Args, PRESETS, automatic)))
     except (runs.RunError, envs.UsageError) as error:
         sys.exit(runs.bad_input(error))

@@ -460,13 +460,15 @@ class StopSignal:
                 os._exit(128 + number)
 
 
-def parse_args(kind: type, presets: dict[str, dict], automatic, arguments: list[str] | None = None):
+def parse_args(
+    kind: type, presets: dict[str, dict], automatic: str, arguments: list[str] | None = None
+):
     """Parses the command line into the dataclass `kind`: preset first, then the flags over it.
 
     Args:
       kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
       presets: preset name -> the fields that it changes.
-      automatic: () -> preset name, asked for when the preset is "auto".
+      automatic: the preset that "auto" stands for on this machine.
       arguments: the command line without the program's name; None takes this process's.
 
     Raises:
@@ -478,7 +480,7 @@ def parse_args(kind: type, presets: dict[str, dict], automatic, arguments: list[
     name = chooser.parse_known_args(arguments)[0].preset
     if name not in ("auto", *presets):
         raise RunError(f"--preset: {name!r} is not one of auto, {', '.join(presets)}")
-    name = automatic() if name == "auto" else name
+    name = automatic if name == "auto" else name
     default = dataclasses.replace(kind(), **presets[name])
     complaint = io.StringIO()
     try:
@@ -499,7 +501,7 @@ def _first_sentence(boxed: str) -> str:
     return f"{text or 'the command line does not parse'}; see --help"
 
 
-def check_bounds(args, names: tuple[str, ...], low: float, high: float = math.inf) -> None:
+def check_bounds(args, low: float, high: float, *names: str) -> None:
     """Raises RunError, naming the flag, unless every named field lies in [low, high]."""
     for name in names:
         value = getattr(args, name)
@@ -507,6 +509,126 @@ def check_bounds(args, names: tuple[str, ...], low: float, high: float = math.in
             flag = "--" + name.replace("_", "-")
             upper = "" if high == math.inf else f" and at most {high:g}"
             raise RunError(f"{flag}: needs at least {low:g}{upper}, got {value:g}")
+
+
+def count(tree) -> int:
+    """Number of numbers in a pytree of arrays or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def check_memory(tree, flag: str) -> float:
+    """Returns the size of a pytree of arrays, or of their shapes, in GiB.
+
+    Raises RunError, naming `flag`, if the device has not that much free.
+    """
+    leaves = jax.tree.leaves(tree)
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    free = device_memory_bytes()
+    if free is not None and needed > 0.9 * free:
+        sizes = f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        raise RunError(f"{flag}: cannot fit: {sizes}; lower it")
+    return needed / 2**30
+
+
+def describe(args, env, networks: dict, replay_data) -> str:
+    """What is about to run, four lines. Raises RunError if the replay cannot fit.
+
+    Args:
+      args: has env_id, preset and hidden_size. env: a vector environment.
+      networks: name -> parameters, as arrays or shapes. replay_data: likewise.
+    """
+    gib = check_memory(replay_data, "--buffer-size")
+    capacity = jax.tree.leaves(replay_data)[0].shape[0]
+    sizes = ", ".join(f"{name} {count(params):,}" for name, params in networks.items())
+    return (
+        f"device {jax.devices()[0].device_kind}, engine {env.engine}, preset {args.preset}\n"
+        f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
+        f"{env.action_size} actions\n"
+        f"networks: width {args.hidden_size}, parameters: {sizes}\n"
+        f"replay: {capacity:,} transitions, {gib:.2f} GiB"
+    )
+
+
+def train(
+    args,
+    algorithm: str,
+    steps_per_chunk: int,
+    state,
+    compile_chunk,
+    between_chunks,
+    evaluation,
+    save,
+) -> int:
+    """Trains chunk after chunk in a new run folder: logs, evaluates, saves. Returns the exit code.
+
+    Args:
+      args: a dataclass with env_id, seed, total_timesteps, eval_interval (in steps), runs_dir.
+      algorithm: part of the folder's name.
+      steps_per_chunk: environment steps that one chunk takes.
+      state: what the chunk starts from; it may donate it.
+      compile_chunk: state -> chunk, and chunk(state) -> (state, metrics, scalars by name), of
+        which "charts/updates" counts updates so far and "charts/episodic_return" is shown.
+      between_chunks: (state, index of the chunk from 1) -> state.
+      evaluation: (state, index) -> name -> returns of some episodes, an array.
+      save: (run, state) -> None.
+
+    Raises:
+      RunError: the folder cannot be made.
+      FloatingPointError: a loss is not finite; it names step and metrics.
+    """
+    num_chunks = -(-args.total_timesteps // steps_per_chunk)
+    per_eval = max(1, round(args.eval_interval / steps_per_chunk))
+    per_eval = per_eval if args.eval_interval else num_chunks
+    print("compiling the training loop ...", flush=True)
+    start = time.perf_counter()
+    chunk = compile_chunk(state)
+    print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    config = dataclasses.asdict(args)
+    run = Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
+    print(f"run folder {run.folder}", flush=True)
+    last_return = math.nan
+    rates = {"charts/SPS": 0.0, "charts/UPS": 0.0, "updates": 0.0}
+    with run, StopSignal() as stop, Progress(num_chunks * steps_per_chunk) as progress:
+        for index in range(1, num_chunks + 1):
+            start, step = time.perf_counter(), index * steps_per_chunk
+            state, metrics = chunk(state)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            seconds = time.perf_counter() - start
+            updates = metrics["charts/updates"] - rates["updates"]
+            rates = {"updates": metrics["charts/updates"], "charts/SPS": steps_per_chunk / seconds}
+            rates["charts/UPS"] = updates / seconds
+            metrics |= {name: value for name, value in rates.items() if "/" in name}
+            _require_finite_losses(step, metrics, updates)
+            state = between_chunks(state, index)
+            if index % per_eval == 0 or index == num_chunks:
+                metrics |= _evaluation_metrics(evaluation(state, index))
+                save(run, state)
+            # What was averaged over nothing (no episode ended, no update made) is left out.
+            metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+            last_return = metrics.get("charts/episodic_return", last_return)
+            run.log(step, metrics)
+            progress.update(step, last_return, rates["charts/SPS"], rates["charts/UPS"])
+            if stop.requested:
+                break
+        save(run, state)
+        plot_learning_curve(run.folder)
+        run.finish("interrupted" if stop.requested else "finished")
+    return stop.exit_code
+
+
+def _evaluation_metrics(evaluation: dict) -> dict[str, float]:
+    metrics = {}
+    for name, returns in evaluation.items():
+        name = f"eval/episodic_return_{name}"
+        metrics |= {name: float(returns.mean()), f"{name}_std": float(returns.std())}
+    return metrics
+
+
+def _require_finite_losses(step: int, metrics: dict[str, float], updates: float) -> None:
+    losses = {name: value for name, value in metrics.items() if name.startswith("losses/")}
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if updates and bad:
+        raise FloatingPointError(f"not finite at step {step}: {', '.join(bad)}")
 
 
 def bad_input(error: Exception) -> int:

@@ -1,0 +1,112 @@
+"""FlowRL's equations in plain numpy (float64), written from the paper and not from the code."""
+
+import math
+
+import numpy as np
+
+_erf = np.vectorize(math.erf)
+
+
+def _norm(h, p):
+    mean, variance = h.mean(-1, keepdims=True), h.var(-1, keepdims=True)
+    return (h - mean) / np.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
+
+
+def _dense(h, p):
+    return h @ p["kernel"] + p["bias"]
+
+
+def _elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _gelu(x):
+    return x * 0.5 * (1 + _erf(x / math.sqrt(2)))
+
+
+def velocity(params, s, x, t):
+    p = params["params"]
+    h = np.concatenate([s, x, t], axis=1)
+    h = _elu(_norm(_dense(h, p["Dense_0"]), p["LayerNorm_0"]))
+    h = _elu(_norm(_dense(h, p["Dense_1"]), p["LayerNorm_1"]))
+    return _dense(h, p["Dense_2"])
+
+
+def _head(p, h):
+    h = _norm(_dense(h, p["Dense_0"]), p["LayerNorm_0"])
+    h = _gelu(_norm(_dense(h, p["Dense_1"]), p["LayerNorm_1"]))
+    h = _gelu(_norm(_dense(h, p["Dense_2"]), p["LayerNorm_2"]))
+    h = _norm(_dense(h, p["Dense_3"]), p["LayerNorm_3"])
+    return _dense(h, p["Dense_4"])[:, 0]
+
+
+def value(params, s):
+    return _head(params["params"], s)
+
+
+def twin_q(params, s, a):
+    (heads,) = params["params"].values()
+    sa = np.concatenate([s, a], axis=1)
+    return [
+        _head({k: {n: w[i] for n, w in v.items()} for k, v in heads.items()}, sa) for i in range(2)
+    ]
+
+
+def min_q(params, s, a):
+    return np.minimum(*twin_q(params, s, a))
+
+
+def act(theta, s, x0, steps, solver):
+    """(1)"""
+    x, h = x0, 1 / steps
+    for k in range(steps):
+        t = np.full((len(x0), 1), k / steps)
+        if solver == "euler":
+            x = x + h * velocity(theta, s, x, t)
+        else:
+            middle = x + h / 2 * velocity(theta, s, x, t)
+            x = x + h * velocity(theta, s, middle, t + h / 2)
+    return np.tanh(x)
+
+
+def y(batch, next_value, gamma):
+    return batch.reward + gamma * (1 - batch.terminated) * next_value
+
+
+def critic_loss(params, batch, target):
+    """(2), (3)"""
+    q1, q2 = twin_q(params, batch.obs, batch.action)
+    return np.mean((q1 - target) ** 2 + (q2 - target) ** 2)
+
+
+def value_loss(params, s, q, expectile):
+    """(4)"""
+    total = 0.0
+    for target, v in zip(q, value(params, s), strict=True):
+        d = target - v
+        total += (1 - expectile if d < 0 else expectile) * d**2
+    return total / len(q)
+
+
+def weight(q_behaviour, q_policy, coefficient, indicator=False):
+    """(5)"""
+    u = np.maximum(q_behaviour - q_policy, 0)
+    w = np.clip(coefficient * np.exp(u - u.mean()), 1e-3, 1)
+    return np.where(q_behaviour > q_policy, w, 0) if indicator else w
+
+
+def flow_error(theta, batch, x0, t):
+    """|v(s, x_t, t) - (a - x0)|^2 averaged over action dimensions, by sample."""
+    x_t = t * batch.action + (1 - t) * x0
+    return ((velocity(theta, batch.obs, x_t, t) - (batch.action - x0)) ** 2).mean(axis=1)
+
+
+def policy_loss(theta, phi, batch, noise, w, args):
+    """(6) for given weights w"""
+    a = act(theta, batch.obs, noise.x0_policy, args.flow_steps, args.ode_solver)
+    flow = flow_error(theta, batch, noise.x0_flow, noise.t)
+    if args.w2_weighting == "per_sample":
+        w2 = (w * flow).mean()
+    else:
+        w2 = w.mean() * flow.mean()
+    return -min_q(phi, batch.obs, a).mean() + w2

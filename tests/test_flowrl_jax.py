@@ -1,0 +1,621 @@
+"""FlowRL against a numpy oracle, closed forms and small problems with known answers."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import envs
+import flowrl_jax as flowrl
+import runs
+
+ROOT = Path(__file__).parents[1]
+OBS, A, B = 5, 3, 16
+SMALL = dataclasses.replace(flowrl.Args(), hidden_size=32, batch_size=B, num_envs=4)
+
+
+def float64(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def perturbed(params, seed):
+    """Parameters away from their symmetric start, so that nothing is zero or equal by chance."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    noisy = [leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def make_learner(args=SMALL):
+    state = flowrl.init_learner(jax.random.key(0), OBS, A, args)
+
+    def shake(network, seed):
+        return network.replace(params=perturbed(network.params, seed))
+
+    return state.replace(
+        velocity_field=shake(state.velocity_field, 1),
+        critic=shake(state.critic, 2),
+        behaviour_critic=shake(state.behaviour_critic, 3),
+        behaviour_value=shake(state.behaviour_value, 4),
+        target_critic=perturbed(state.target_critic, 5),
+        target_behaviour_critic=perturbed(state.target_behaviour_critic, 6),
+    )
+
+
+def make_batch(seed=0, size=B):
+    rng = np.random.default_rng(seed)
+    return flowrl.Transition(
+        obs=rng.standard_normal((size, OBS)).astype(np.float32),
+        action=rng.uniform(-1, 1, (size, A)).astype(np.float32),
+        reward=rng.uniform(0, 1, size).astype(np.float32),
+        next_obs=rng.standard_normal((size, OBS)).astype(np.float32),
+        terminated=rng.random(size) < 0.3,
+    )
+
+
+NOISE = flowrl.draw_update_noise(jax.random.key(7), B, A)
+
+
+# ------------------------------------------------------------------------------- ODE solvers
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_solver_reaches_the_closed_form_at_its_order(solver, order):
+    """dx/dt = c x + t has a closed form; halving the step divides the error by 2^order."""
+    c, x0 = -1.3, np.linspace(-1, 1, 6).reshape(2, 3)
+    exact = (x0 + 1 / c**2) * np.exp(c) - (c + 1) / c**2
+    with jax.enable_x64():
+        errors = [
+            np.abs(
+                flowrl.ode_rollout(lambda x, t: c * x + t, jnp.asarray(x0), n, solver) - exact
+            ).max()
+            for n in (8, 16)
+        ]
+    assert errors[1] < 0.1
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+def test_one_euler_step_is_x0_plus_velocity():
+    x = flowrl.ode_rollout(lambda x, t: 3 * x + t, jnp.ones((2, 3)), 1, "euler")
+    np.testing.assert_array_equal(x, 4.0)
+
+
+def test_unknown_solver_is_refused():
+    with pytest.raises(ValueError, match="ode_solver"):
+        flowrl.ode_rollout(lambda x, t: x, jnp.ones((1, 1)), 1, "heun")
+
+
+# ----------------------------------------------------------------- losses against the oracle
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("euler", 1), ("euler", 4), ("midpoint", 2)])
+def test_policy_action(solver, steps):
+    args = dataclasses.replace(SMALL, ode_solver=solver, flow_steps=steps)
+    theta, batch = make_learner().velocity_field.params, make_batch()
+    ours = flowrl.policy_action(theta, batch.obs, NOISE.x0_policy, args)
+    expected = oracle.act(
+        float64(theta), float64(batch.obs), float64(NOISE.x0_policy), steps, solver
+    )
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_source_noise_is_a_clipped_normal():
+    x0 = np.asarray(flowrl.source_noise(jax.random.key(0), (40_000,)))
+    assert np.abs(x0).max() == 1.0
+    # 2 (1 - Phi(1)) of a normal lies beyond the clip; variance of the clipped one in closed form
+    assert np.mean(np.abs(x0) == 1.0) == pytest.approx(0.3173, abs=0.01)
+    assert x0.var() == pytest.approx(0.1988 + 0.3173, abs=0.01)
+
+
+def test_critic_and_value_losses():
+    state, batch = make_learner(), make_batch()
+    b, n = float64(batch), float64(NOISE)
+    phi, beta = float64(state.critic.params), float64(state.behaviour_critic.params)
+    theta, v = float64(state.velocity_field.params), float64(state.behaviour_value.params)
+    a_next = oracle.act(theta, b.next_obs, n.x0_next, 1, "euler")
+    y = oracle.y(b, oracle.min_q(float64(state.target_critic), b.next_obs, a_next), SMALL.gamma)
+    y_b = oracle.y(b, oracle.value(v, b.next_obs), SMALL.gamma)
+    q_target = oracle.min_q(float64(state.target_behaviour_critic), b.obs, b.action)
+
+    _, metrics = jax.jit(flowrl.update, static_argnums=3)(state, batch, NOISE, SMALL)
+    expected = {
+        "losses/critic": oracle.critic_loss(phi, b, y),
+        "losses/behaviour_critic": oracle.critic_loss(beta, b, y_b),
+        "losses/behaviour_value": oracle.value_loss(v, b.obs, q_target, SMALL.expectile),
+        "losses/q": oracle.min_q(phi, b.obs, b.action).mean(),
+        "losses/q_behaviour": oracle.min_q(beta, b.obs, b.action).mean(),
+        "losses/v_behaviour": oracle.value(v, b.obs).mean(),
+    }
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(value, rel=2e-5), name
+
+
+@pytest.mark.parametrize("indicator", [False, True])
+def test_proximal_weight(indicator):
+    rng = np.random.default_rng(0)
+    q_behaviour, q_policy = 3 * rng.standard_normal((2, 64))
+    args = dataclasses.replace(SMALL, w2_indicator=indicator)
+    ours = flowrl.proximal_weight(jnp.asarray(q_behaviour), jnp.asarray(q_policy), args)
+    expected = oracle.weight(q_behaviour, q_policy, SMALL.w2_coef, indicator)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    assert len(np.unique(expected)) > 10  # neither clip rules everything
+
+
+@pytest.mark.parametrize("weighting", ["per_sample", "batch_mean"])
+def test_update_uses_q_beta_from_before_and_q_phi_from_after_its_step(weighting):
+    """Equations (5) and (6) within a whole update, for the order of algorithm.md."""
+    args = dataclasses.replace(SMALL, w2_weighting=weighting)
+    state, batch = make_learner(), make_batch()
+    after, metrics = jax.jit(flowrl.update, static_argnums=3)(state, batch, NOISE, args)
+    b, n, theta = float64(batch), float64(NOISE), float64(state.velocity_field.params)
+    phi = float64(after.critic.params)
+    a_pi = oracle.act(theta, b.obs, n.x0_policy, 1, "euler")
+    q_behaviour = oracle.min_q(float64(state.behaviour_critic.params), b.obs, b.action)
+    w = oracle.weight(q_behaviour, oracle.min_q(phi, b.obs, a_pi), args.w2_coef)
+    assert float(metrics["losses/policy_weight"]) == pytest.approx(w.mean(), rel=2e-5)
+    loss = oracle.policy_loss(theta, phi, b, n, w, args)
+    assert float(metrics["losses/policy"]) == pytest.approx(loss, rel=2e-5)
+    wrong = oracle.policy_loss(theta, float64(state.critic.params), b, n, w, args)
+    assert abs(wrong - loss) > 1e-3  # so that the order shows
+
+
+def adam_first_step(params, gradient, rate):
+    """Adam's first step moves every parameter by rate * g / (|g| + eps)."""
+    return jax.tree.map(lambda p, g: p - rate * g / (np.abs(g) + 1e-8), params, gradient)
+
+
+def test_update_skips_policy_and_targets_every_second_time():
+    state, batch = make_learner(), make_batch()
+    step = jax.jit(flowrl.update, static_argnums=3)
+    first, _ = step(state, batch, NOISE, SMALL)
+    second, metrics = step(first, batch, NOISE, SMALL)
+
+    def same(x, y):
+        return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True))
+
+    assert not same(first.velocity_field.params, state.velocity_field.params)
+    assert same(second.velocity_field, first.velocity_field)
+    assert same(second.target_critic, first.target_critic)
+    assert same(second.target_behaviour_critic, first.target_behaviour_critic)
+    assert not same(second.critic.params, first.critic.params)
+    assert metrics["losses/policy"] == 0
+    tau = SMALL.target_tau
+    for target, old, online in (
+        (first.target_critic, state.target_critic, first.critic.params),
+        (
+            first.target_behaviour_critic,
+            state.target_behaviour_critic,
+            first.behaviour_critic.params,
+        ),
+    ):
+        jax.tree.map(
+            lambda t, o, n: np.testing.assert_allclose(t, (1 - tau) * o + tau * n, atol=1e-6),
+            *(target, old, online),
+        )
+
+
+def test_first_critic_step_is_adam_down_the_gradient():
+    state, batch = make_learner(), make_batch()
+    after, _ = jax.jit(flowrl.update, static_argnums=3)(state, batch, NOISE, SMALL)
+    v = flowrl.behaviour_value(state.behaviour_value.params, batch.next_obs, SMALL)
+    y_b = flowrl.td_target(batch, v, SMALL)
+    gradient = jax.grad(lambda p: flowrl.critic_loss(p, batch, y_b, SMALL)[0])(
+        state.behaviour_critic.params
+    )
+    expected = adam_first_step(state.behaviour_critic.params, gradient, SMALL.learning_rate)
+    jax.tree.map(
+        lambda ours, other: np.testing.assert_allclose(ours, other, atol=2e-6),
+        *(after.behaviour_critic.params, expected),
+    )
+
+
+# ---------------------------------------------------------------- gradients and stop_gradient
+
+
+def directional(function, params, direction, eps=1e-6):
+    """Central difference of a float64 numpy function along one direction in parameter space."""
+    plus = jax.tree.map(lambda p, d: p + eps * d, params, direction)
+    minus = jax.tree.map(lambda p, d: p - eps * d, params, direction)
+    return (function(plus) - function(minus)) / (2 * eps)
+
+
+@pytest.mark.parametrize("weighting", ["per_sample", "batch_mean"])
+def test_policy_gradient_takes_the_weight_as_a_constant(weighting):
+    args = dataclasses.replace(SMALL, w2_weighting=weighting, w2_coef=0.5)
+    state, batch = make_learner(), make_batch()
+    theta, phi = state.velocity_field.params, state.critic.params
+    b, n, theta64, phi64 = float64(batch), float64(NOISE), float64(theta), float64(phi)
+    q_behaviour = 2 + np.arange(B, dtype=np.float32) / B
+    gradient, _ = jax.grad(flowrl.policy_loss, has_aux=True)(
+        theta, phi, batch, jnp.asarray(q_behaviour), NOISE, args
+    )
+
+    def weights(theta):
+        a = oracle.act(theta, b.obs, n.x0_policy, 1, "euler")
+        return oracle.weight(q_behaviour, oracle.min_q(phi64, b.obs, a), args.w2_coef)
+
+    fixed = weights(theta64)
+    rng = np.random.default_rng(0)
+    differs = 0.0
+    for _ in range(4):
+        direction = jax.tree.map(lambda p: rng.standard_normal(p.shape), theta64)
+        ours = sum(
+            float(np.vdot(np.asarray(g, np.float64), d))
+            for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        )
+        held = directional(
+            lambda p: oracle.policy_loss(p, phi64, b, n, fixed, args), theta64, direction
+        )
+        through = directional(
+            lambda p: oracle.policy_loss(p, phi64, b, n, weights(p), args), theta64, direction
+        )
+        assert ours == pytest.approx(held, rel=1e-3, abs=1e-3)
+        differs = max(differs, abs(through - held))
+    assert differs > 0.02  # a gradient through the weight would have shown
+
+
+def test_no_gradient_where_none_belongs():
+    state, batch = make_learner(), make_batch()
+    phi, theta = state.critic.params, state.velocity_field.params
+
+    def of_critic(p):
+        return flowrl.policy_loss(theta, p, batch, jnp.ones(B), NOISE, SMALL)[0]
+
+    def of_q(q):
+        return jnp.sum(flowrl.proximal_weight(q, 0.5 * q, SMALL))
+
+    def of_value(p):
+        v = flowrl.behaviour_value(p, batch.next_obs, SMALL)
+        return jnp.sum(flowrl.td_target(batch, v, SMALL))
+
+    def of_target(q):
+        return flowrl.behaviour_value_loss(state.behaviour_value.params, batch.obs, q, SMALL)[0]
+
+    for function, argument in (
+        (of_critic, phi),
+        (of_q, jnp.linspace(1.0, 3.0, B)),
+        (of_value, state.behaviour_value.params),
+        (of_target, jnp.ones(B)),
+    ):
+        for gradient in jax.tree.leaves(jax.grad(function)(argument)):
+            np.testing.assert_array_equal(gradient, 0.0)
+
+
+# -------------------------------------------------------------------------- initialisation
+
+
+def test_networks_start_as_the_paper_says():
+    state = flowrl.init_learner(
+        jax.random.key(3), OBS, A, dataclasses.replace(SMALL, hidden_size=64)
+    )
+    (heads,) = state.critic.params["params"].values()
+    kernel = np.asarray(heads["Dense_1"]["kernel"])  # (2, 64, 64)
+    bound = np.sqrt(6 / (64 + 64))
+    assert np.abs(kernel).max() <= bound
+    assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.03)
+    assert not np.allclose(kernel[0], kernel[1])
+    assert heads["Dense_4"]["kernel"].shape == (2, 64, 1)
+    np.testing.assert_array_equal(heads["Dense_0"]["bias"], 0)
+    for other in (
+        state.behaviour_critic.params,
+        state.target_critic,
+        state.target_behaviour_critic,
+    ):
+        jax.tree.map(np.testing.assert_array_equal, state.critic.params, other)
+
+
+# ---------------------------------------------------- small problems with known answers
+
+
+@flax.struct.dataclass
+class ProbeState:
+    obs: jax.Array
+    next_obs: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    step_count: jax.Array
+    nonfinite_count: jax.Array
+
+
+class Probe:
+    """Observation 1, reward by `reward(action)`; episodes of `length` steps."""
+
+    action_size, observation_size, engine = 1, 1, "probe"
+
+    def __init__(self, num_envs, length, terminates, reward):
+        self.num_envs, self.episode_length = num_envs, length
+        self.terminates, self.reward = terminates, reward
+
+    def reset(self, key):
+        del key
+        n = self.num_envs
+        one, no = jnp.ones((n, 1)), jnp.zeros(n, bool)
+        count = jnp.zeros(n, jnp.int32)
+        return ProbeState(one, one + 0, jnp.zeros(n), no, ~~no, count, count + 0)
+
+    def step(self, state, action):
+        count = state.step_count + 1
+        done = count >= self.episode_length
+        return state.replace(
+            reward=self.reward(action[:, 0]),
+            terminated=done & self.terminates,
+            truncated=done & (not self.terminates),
+            step_count=jnp.where(done, 0, count),
+        )
+
+    def refresh(self, state, index):
+        del index
+        return state
+
+
+PROBE_ARGS = dataclasses.replace(
+    SMALL,
+    hidden_size=32,
+    batch_size=64,
+    buffer_size=4096,
+    learning_starts=64,
+    updates_per_step=4,
+    learning_rate=1e-3,
+    log_interval=1_200,
+    gamma=0.8,
+)
+
+
+def q_of(state, actions, args):
+    """min Q_phi(1, a) for each action."""
+    actions = jnp.asarray(actions)[:, None]
+    return flowrl.twin_q(state.learner.critic.params, jnp.ones_like(actions), actions, args).min(
+        axis=0
+    )
+
+
+@pytest.mark.parametrize(("terminates", "known"), [(False, 1 / (1 - 0.8)), (True, 1.0)])
+def test_value_of_reward_one_is_known(terminates, known):
+    """Reward 1 at each step: a time limit bootstraps, so Q = 1 / (1 - gamma); a termination
+    after each step does not, so Q = 1."""
+    env = Probe(4, 1 if terminates else 3, terminates, jnp.ones_like)
+    state = flowrl.init_state(env, PROBE_ARGS)
+    for _ in range(2):
+        state, _ = flowrl.train_chunk(state, env, PROBE_ARGS)
+    actions = np.linspace(-1, 1, 5, dtype=np.float32)
+    np.testing.assert_allclose(q_of(state, actions, PROBE_ARGS), known, rtol=0.05)
+    v = flowrl.behaviour_value(state.learner.behaviour_value.params, jnp.ones((1, 1)), PROBE_ARGS)
+    np.testing.assert_allclose(v, known, rtol=0.05)
+
+
+def two_peaks(action):
+    """Reward 1 at a = -0.6 and at a = 0.6, and near 0 between them and at the ends."""
+    return jnp.exp(-(((jnp.abs(action) - 0.6) / 0.2) ** 2))
+
+
+def train_bandit(args):
+    env = Probe(4, 1, True, two_peaks)
+    state = flowrl.init_state(env, args)
+    for _ in range(4):
+        state, _ = flowrl.train_chunk(state, env, args)
+    x0 = flowrl.source_noise(jax.random.key(5), (2_000, 1))
+    theta = state.learner.velocity_field.params
+    return np.asarray(flowrl.policy_action(theta, jnp.ones((2_000, 1)), x0, args))[:, 0]
+
+
+BANDIT_ARGS = dataclasses.replace(PROBE_ARGS, gamma=0.0, flow_steps=4)
+
+
+def test_the_flow_reaches_both_optima_of_a_bandit():
+    actions = train_bandit(BANDIT_ARGS)
+    assert np.asarray(two_peaks(actions)).mean() > 0.8
+    left = np.mean(actions < 0)
+    assert 0.1 < left < 0.9, f"all actions on one side: {left}"
+
+
+# --------------------------------------------------------- randomness, compilation, memory
+
+
+@contextlib.contextmanager
+def count_lowerings(counts):
+    """Counts the programs that JAX lowers meanwhile, by function name."""
+    from jax._src import test_util
+
+    with test_util.count_jit_and_pmap_lowerings() as count:
+        yield
+    counts.append(count())
+
+
+REAL_ARGS = dataclasses.replace(
+    SMALL, env_id="cartpole-swingup", buffer_size=400, learning_starts=40, log_interval=80
+)
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return envs.make("cartpole-swingup", 4, "native", seed=1)
+
+
+def run_chunks(env, args, num=2):
+    state = flowrl.init_state(env, args)
+    for i in range(1, num + 1):
+        state, metrics = flowrl.train_chunk(state, env, args)
+        state = state.replace(env=env.refresh(state.env, i))
+    return state, metrics
+
+
+def leaves_of(state):
+    return [
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(state)
+    ]
+
+
+def test_one_seed_repeats_bit_for_bit_and_two_differ(cartpole):
+    first, _ = run_chunks(cartpole, REAL_ARGS)
+    again, _ = run_chunks(envs.make("cartpole-swingup", 4, "native", seed=1), REAL_ARGS)
+    for a, b in zip(leaves_of(first), leaves_of(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    args = dataclasses.replace(REAL_ARGS, seed=2)
+    other, _ = run_chunks(cartpole, args)
+    theta = [jax.tree.leaves(s.learner.velocity_field.params) for s in (first, other)]
+    assert all(not np.array_equal(a, b) for a, b in zip(*theta, strict=True) if a.ndim == 2)
+    assert not np.array_equal(first.replay.data.action, other.replay.data.action)
+
+
+def test_no_key_is_used_twice(cartpole):
+    with jax.debug_key_reuse(True):
+        state = flowrl.init_state(cartpole, REAL_ARGS)
+        state, _ = flowrl.train_chunk(state, cartpole, REAL_ARGS)
+        eval_args = dataclasses.replace(REAL_ARGS, eval_episodes=2)
+        theta = state.learner.velocity_field.params
+        flowrl.evaluate(theta, jax.random.key(0), cartpole, eval_args)
+
+
+def test_the_training_loop_is_lowered_once(cartpole):
+    args = dataclasses.replace(REAL_ARGS, seed=11)
+    state = flowrl.init_state(cartpole, args)
+    counts = []
+    for _ in range(3):
+        with count_lowerings(counts):
+            state, _ = flowrl.train_chunk(state, cartpole, args)
+    assert counts == [1, 0, 0]
+
+
+def test_the_replay_is_never_copied(cartpole):
+    args = dataclasses.replace(REAL_ARGS, buffer_size=200_000)
+    state = jax.eval_shape(lambda: flowrl.init_state(cartpole, args))
+    memory = flowrl.train_chunk.lower(state, cartpole, args).compile().memory_analysis()
+    nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay.data))
+    assert memory.alias_size_in_bytes >= nbytes  # donated
+    assert memory.temp_size_in_bytes < nbytes / 4
+
+
+def test_metrics_and_counters(cartpole):
+    state, metrics = run_chunks(cartpole, REAL_ARGS, num=2)
+    assert int(state.num_steps) == 160
+    assert int(state.learner.critic.step) == 160 // 4 - 10  # 10 random vector steps
+    assert int(state.learner.velocity_field.step) == (160 // 4 - 10 + 1) // 2
+    assert np.isnan(metrics["charts/episodic_return"])  # no episode has ended yet
+    assert all(np.isfinite(v) for k, v in metrics.items() if k.startswith("losses/"))
+    # the policy's mean is over its own updates, not diluted by those that skip it
+    last = {k: float(v) for k, v in metrics.items()}
+    assert last["losses/policy"] == pytest.approx(
+        -last["losses/policy_q"] + last["losses/policy_w2"], abs=1e-4
+    )
+
+
+def test_bfloat16_computes_the_same_to_its_precision():
+    state, batch = make_learner(), make_batch()
+    half = dataclasses.replace(SMALL, compute_dtype="bfloat16")
+    full = flowrl.twin_q(state.critic.params, batch.obs, batch.action, SMALL)
+    rough = flowrl.twin_q(state.critic.params, batch.obs, batch.action, half)
+    assert rough.dtype == jnp.float32
+    assert 0 < np.abs(full - rough).max() < 0.1 * np.abs(full).max()
+
+
+# ------------------------------------------------------------------------------ the program
+
+
+def program(*flags, folder):
+    return [sys.executable, str(ROOT / "flowrl_jax.py"), *flags, "--runs-dir", str(folder)]
+
+
+TINY = ("--env-id", "cartpole-balance", "--num-envs", "4", "--hidden-size", "16")
+TINY += ("--batch-size", "16", "--log-interval", "400", "--learning-starts", "200")
+TINY += ("--eval-interval", "400", "--eval-episodes", "2", "--buffer-size", "2000")
+
+
+@pytest.mark.slow
+def test_program_leaves_a_whole_run_folder(tmp_path):
+    command = program(*TINY, "--total-timesteps", "800", folder=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    for text in ("engine native", "preset cpu", "width 16", "GiB", "compiling"):
+        assert text in result.stdout
+    (folder,) = tmp_path.iterdir()
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.json",
+        "metrics.csv",
+        "params.msgpack",
+        "learning_curve.png",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["args"]["hidden_size"] == 16
+    assert config["status"] == "finished"
+    act = flowrl.load_policy(folder)
+    obs = jnp.ones((7, 5))
+    assert act(obs).shape == (7, 1)
+    assert not np.array_equal(act(obs), act(obs, jax.random.key(0)))
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert "eval/episodic_return_sampled" in rows[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_so(tmp_path, number, code):
+    command = program(*TINY, "--total-timesteps", "10000000", folder=tmp_path)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.time() + 120
+        while not list(tmp_path.glob("*/params.msgpack")) and time.time() < deadline:
+            time.sleep(0.2)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+    assert process.returncode == code
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "config.json").read_text())["status"] == "interrupted"
+    assert flowrl.load_policy(folder)(jnp.zeros((1, 5))).shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--env-id", "humanoid-rum"], "humanoid-run"),
+        (["--engine", "physx"], "--engine"),
+        (["--num-envs", "0"], "--num-envs"),
+        (["--total-timesteps", "-5"], "--total-timesteps"),
+        (["--batch-size", "4000", "--buffer-size", "1000"], "--buffer-size"),
+        (["--buffer-size", "1000000000000"], "--buffer-size"),
+        (["--preset", "huge"], "--preset"),
+        (["--no-such-flag"], "no-such-flag"),
+        (["--seed", "one"], "--seed"),
+        (["--gamma", "nan"], "--gamma"),
+        (["--num-threads", "-1"], "--num-threads"),
+    ],
+)
+def test_bad_input_is_one_line(flags, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((runs.RunError, envs.UsageError)) as error:
+        flowrl.main(runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_bad_input_exits_with_2_and_no_traceback(tmp_path):
+    command = program("--env-id", "walker-wak", folder=tmp_path / "runs")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "walker-walk" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_override_presets():
+    def parse(*flags):
+        return runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", list(flags))
+
+    assert parse().hidden_size == flowrl.PRESETS["cpu"]["hidden_size"]
+    assert parse().preset == "cpu"
+    assert parse("--preset", "paper").hidden_size == 512
+    assert parse("--preset=paper", "--hidden-size", "7").hidden_size == 7
+    for preset in flowrl.PRESETS.values():
+        dataclasses.replace(flowrl.Args(), **preset)

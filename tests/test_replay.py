@@ -1,0 +1,57 @@
+"""The ring holds the newest transitions, and batches come from where they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import replay
+
+
+def rewards(*values):
+    reward = jnp.asarray(values, jnp.float32)
+    return {"obs": reward[:, None] * jnp.ones(3), "reward": reward}
+
+
+def filled(capacity, inserts, num=4):
+    ring = replay.init(jax.tree.map(lambda x: x[0], rewards(0)), capacity)
+    for i in range(inserts):
+        ring = replay.insert(ring, rewards(*range(num * i, num * (i + 1))))
+    return ring
+
+
+@pytest.mark.parametrize("inserts", [1, 3, 5, 7])
+def test_ring_keeps_the_newest(inserts):
+    ring = filled(12, inserts)
+    kept = list(range(4 * inserts))[-12:]
+    assert int(ring.size) == len(kept)
+    assert sorted(np.asarray(ring.data["reward"])[: len(kept)]) == kept
+    np.testing.assert_array_equal(ring.data["obs"][:, 1], ring.data["reward"])
+
+
+def test_batches_mix_the_newest_with_all():
+    batch = replay.sample(jax.random.key(0), filled(12, 5), (3, 200), 0.25, 4)
+    drawn = np.asarray(batch["reward"])
+    assert drawn.shape == (3, 200)
+    assert set(drawn[:, :50].ravel()) == {16, 17, 18, 19}  # the newest, across the ring's seam
+    assert set(drawn[:, 50:].ravel()) == set(range(8, 20))
+    np.testing.assert_array_equal(batch["obs"][..., 2], drawn)
+
+
+def test_a_part_filled_ring_gives_no_empty_row():
+    ring = replay.insert(filled(100, 0), rewards(5, 6, 7, 8))
+    drawn = replay.sample(jax.random.key(0), ring, (20, 100), 0.5, 50)["reward"]
+    assert set(np.asarray(drawn).ravel()) == {5, 6, 7, 8}
+
+
+def test_uniform_part_is_uniform():
+    ring = filled(100, 25)
+    drawn = replay.sample(jax.random.key(1), ring, (50, 1000), 0.0, 4)["reward"]
+    counts = np.bincount(np.asarray(drawn, int).ravel(), minlength=100)
+    statistic = ((counts - 500) ** 2 / 500).sum()  # chi-squared, 99 degrees of freedom
+    assert statistic < 149  # its 99.9 % quantile
+
+
+def test_capacity_must_be_a_multiple():
+    with pytest.raises(ValueError, match="multiple"):
+        replay.insert(filled(10, 0), rewards(1, 2, 3, 4))

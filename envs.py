@@ -14,6 +14,8 @@ import copy
 import difflib
 import functools
 import importlib
+import importlib.util
+import math
 import os
 import threading
 from typing import Any
@@ -98,6 +100,8 @@ class NativeEngine:
 
     Each call loads every environment's state, steps it, brings position and velocity sensors up
     to date as dm_control does, and hands state and sensors back: nothing is kept between calls.
+    Those sensors are read from a second model without contacts and constraints, on which they do
+    not depend: the same numbers for less. Force sensors belong to the last substep.
     """
 
     def __init__(self, model: mujoco.MjModel, num_substeps: int, num_threads: int = 0):
@@ -106,40 +110,58 @@ class NativeEngine:
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._num_substeps = num_substeps
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._batches: dict[int, mujoco.batch.Batch] = {}
+        self._sensing_model = _without_constraints(self._model)
+        needs_forces = model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC.value
+        self._from_step = np.repeat(needs_forces, model.sensor_dim)  # (nsensordata,)
+        self._batches: dict[int, tuple[mujoco.batch.Batch, mujoco.batch.Batch]] = {}
         self._lock = threading.Lock()
-        f32 = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
         self._sizes = (model.nq, model.nv, model.na, model.nv, model.nsensordata)
-        self._result = lambda num_envs: tuple(f32((num_envs, size)) for size in self._sizes)
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> tuple[PhysicsState, jax.Array]:
         """Steps N environments. ctrl: (N, nu). Returns the state and sensors (N, nsensordata)."""
-        qpos, qvel, act, warmstart, sensordata = jax.pure_callback(
+        *physics, sensordata = jax.pure_callback(
             self._host_step,
-            self._result(ctrl.shape[0]),
+            [jax.ShapeDtypeStruct((len(ctrl), size), np.float32) for size in self._sizes],
             state.qpos,
             state.qvel,
             state.act,
             state.warmstart,
             ctrl,
+            vmap_method="broadcast_all",
         )
-        return PhysicsState(qpos, qvel, act, warmstart), sensordata
+        return PhysicsState(*physics), sensordata
 
-    def _host_step(self, *arguments: jax.Array) -> tuple[np.ndarray, ...]:
-        qpos, qvel, act, warmstart, ctrl = (np.asarray(argument) for argument in arguments)
+    def _host_step(self, *arguments: jax.Array) -> list[np.ndarray]:
+        leading = arguments[0].shape[:-1]  # (N,), and under vmap (..., N)
+        rows = math.prod(leading)
+        qpos, qvel, act, warmstart, ctrl = (
+            np.asarray(argument).reshape(rows, -1) if argument.size else np.zeros((rows, 0))
+            for argument in arguments
+        )
         with self._lock:
-            num_envs = len(qpos)
-            if num_envs not in self._batches:
-                self._batches[num_envs] = mujoco.batch.Batch(
-                    self._model, num_envs, self._num_threads
-                )
-            batch = self._batches[num_envs]
+            batch, sensing = self._batches_of(rows)
             batch.qpos[:], batch.qvel[:], batch.act[:] = qpos, qvel, act
             batch.qacc_warmstart[:], batch.ctrl[:] = warmstart, ctrl
-            sensordata = batch.bind("sensordata")
-            batch.step(nstep=self._num_substeps, stage=mujoco.mjtStage.mjSTAGE_VEL.value)
-            results = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart, sensordata)
-            return tuple(result.astype(np.float32) for result in results)
+            batch.step(nstep=self._num_substeps)
+            sensing.qpos[:], sensing.qvel[:], sensing.act[:] = batch.qpos, batch.qvel, batch.act
+            sensing.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+            results = [
+                value.astype(np.float32)
+                for value in (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
+            ]
+            sensors = np.where(self._from_step, batch.sensordata, sensing.sensordata)
+        results.append(sensors.astype(np.float32))
+        return [result.reshape(*leading, result.shape[-1]) for result in results]
+
+    def _batches_of(self, rows: int) -> tuple[mujoco.batch.Batch, mujoco.batch.Batch]:
+        """One batch that steps, and one that senses the states which result."""
+        if rows not in self._batches:
+            models = (self._model, self._sensing_model)
+            pair = tuple(mujoco.batch.Batch(model, rows, self._num_threads) for model in models)
+            for batch in pair:
+                batch.bind("sensordata")
+            self._batches[rows] = pair
+        return self._batches[rows]
 
 
 class MjxEngine:
@@ -149,7 +171,7 @@ class MjxEngine:
         from mujoco import mjx
 
         # MJX refuses the energy flag, which computes energies and changes no dynamics.
-        model.opt.enableflags &= ~mujoco.mjtEnableBit.mjENBL_ENERGY
+        model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
         self._mjx = mjx
         self._model = mjx.put_model(model, impl="jax")
         self._data = mjx.make_data(model, impl="jax")
@@ -227,9 +249,16 @@ class VectorEnv:
         """Starts N episodes from chosen states, the solver's warm start at zero.
 
         Args:
-          qpos: (N, nq). qvel: (N, nv). act: (N, na), zero if None.
+          qpos: (N, nq).
+          qvel: (N, nv).
+          act: (N, na), zero if None.
           episode: name -> (N, dim), as the task draws it.
+
+        Raises:
+          ValueError: not one state for each environment.
         """
+        if len(qpos) != self.num_envs:
+            raise ValueError(f"needs {self.num_envs} states, got {len(qpos)}")
         act = np.zeros((len(qpos), self.task.model.na)) if act is None else act
         start = self._sense({"qpos": qpos, "qvel": qvel, "act": act}, episode or {})
         pool = jax.tree.map(jnp.asarray, self._first_pool)
@@ -254,7 +283,7 @@ class VectorEnv:
             state.episode,
         )
         obs, reward = jax.vmap(self.task.observe)(view), jax.vmap(self.task.reward)(view)
-        finite = _all_valid((physics, obs, reward))
+        finite = _all_valid((action, physics, obs, reward))  # MuJoCo takes a NaN action for 0
         if self.task.terminated is None:
             terminated = ~finite
         else:
@@ -340,6 +369,14 @@ class VectorEnv:
         return jax.jit(jax.vmap(self.task.observe))
 
 
+def _without_constraints(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy without contacts and constraints; positions and velocities of a state are the same."""
+    result = copy.copy(model)
+    disable = mujoco.mjtDisableBit
+    result.opt.disableflags |= disable.mjDSBL_CONTACT | disable.mjDSBL_CONSTRAINT
+    return result
+
+
 def _sensing_model(model: mujoco.MjModel) -> mujoco.MjModel:
     """A copy without actuation, as dm_control evaluates a state after a reset."""
     result = copy.copy(model)
@@ -415,7 +452,16 @@ def choose_engine(engine: str) -> str:
         return "native" if jax.default_backend() == "cpu" else "mjx"
     if engine not in ENGINES:
         raise UsageError(f"--engine: {engine!r} is not one of auto, {', '.join(ENGINES)}")
+    if engine == "mjx" and not _importable("mujoco.mjx"):
+        raise UsageError("--engine: mjx needs the package mujoco-mjx; `pip install mujoco-mjx`")
     return engine
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # marked in sys.modules as absent
+        return False
 
 
 def make(
@@ -437,6 +483,8 @@ def make(
         raise UsageError(f"--num-envs: needs at least 1, got {num_envs}")
     if num_threads < 0:
         raise UsageError(f"--num-threads: needs 0 (all cores) or more, got {num_threads}")
+    if seed < 0:
+        raise UsageError(f"--seed: needs 0 or more, got {seed}")
     return VectorEnv(load_task(env_id), num_envs, choose_engine(engine), seed, num_threads)
 
 

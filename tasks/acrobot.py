@@ -1,4 +1,4 @@
-"""The acrobot domain: swing two links up with one motor at the elbow (dm_control/suite/acrobot.py)."""
+"""The acrobot domain: swing two links up, driven at the elbow (dm_control/suite/acrobot.py)."""
 
 import jax
 import jax.numpy as jnp

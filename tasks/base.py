@@ -3,12 +3,20 @@
 import dataclasses
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 
 import flax.struct
 import jax
 import mujoco
 import numpy as np
+from absl import logging
+
+# An attribute of dm_control's own cheetah.xml, about which nobody here can do anything: the
+# models compiled here warn through `warnings`, those compiled by dm_control through absl.
+_KNOWN_WARNING = "compiler attribute 'settotalmass' is deprecated"
+warnings.filterwarnings("ignore", message=_KNOWN_WARNING, category=UserWarning)
+logging.get_absl_logger().addFilter(lambda record: _KNOWN_WARNING not in record.getMessage())
 
 
 @flax.struct.dataclass

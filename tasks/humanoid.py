@@ -1,4 +1,4 @@
-"""The humanoid domain: stand, walk or run with 21 actuated joints (dm_control/suite/humanoid.py)."""
+"""The humanoid domain: stand, walk or run with 21 joints (dm_control/suite/humanoid.py)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The pendulum domain: swing up with a motor too weak to lift at once (dm_control/suite/pendulum.py)."""
+"""The pendulum domain: swing up with a weak motor (dm_control/suite/pendulum.py)."""
 
 import math
 

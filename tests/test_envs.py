@@ -1,0 +1,290 @@
+"""The vector environments: their interface, resets, containment of bad states, determinism."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import mujoco.batch
+import numpy as np
+import pytest
+from dm_control import suite
+
+import envs
+
+N = 4
+
+
+@functools.cache
+def make(env_id="walker-run", num_envs=N, seed=0, num_threads=0):
+    return envs.make(env_id, num_envs, "native", seed, num_threads)
+
+
+@functools.cache
+def stepper(env):
+    return jax.jit(env.step)
+
+
+def actions(env, seed=1):
+    return jax.random.uniform(
+        jax.random.key(seed), (env.num_envs, env.action_size), minval=-1.0, maxval=1.0
+    )
+
+
+def numbers(tree):
+    """Every leaf as numpy, keys included."""
+    raw = [
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return [np.asarray(leaf) for leaf in raw]
+
+
+def assert_same(a, b):
+    for left, right in zip(numbers(a), numbers(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def with_bad_velocity(state, index, value=jnp.nan):
+    qvel = state.physics.qvel.at[index, 0].set(value)
+    return state.replace(physics=state.physics.replace(qvel=qvel))
+
+
+@pytest.mark.parametrize("env_id", envs.task_ids())
+def test_interface(env_id):
+    env = make(env_id)
+    domain, task = env_id.split("-", 1)
+    original = suite.load(domain, task)
+    assert env.action_size == original.action_spec().shape[0]
+    sizes = [int(np.prod(spec.shape)) for spec in original.observation_spec().values()]
+    assert env.observation_size == sum(sizes)
+    assert env.episode_length == 1000
+    assert env.control_timestep == original.control_timestep()
+    state = env.reset(jax.random.key(0))
+    after = stepper(env)(state, actions(env))
+    for leaf in jax.tree.leaves((state, after)):
+        assert leaf.shape[0] == N
+    assert after.obs.shape == after.next_obs.shape == (N, env.observation_size)
+    assert after.reward.shape == after.terminated.shape == after.truncated.shape == (N,)
+    assert np.isfinite(after.obs).all()
+    assert ((after.reward >= 0) & (after.reward <= 1)).all()
+    assert np.ptp(np.asarray(state.obs), axis=0).max() > 0, "initial states are random"
+    assert not np.array_equal(state.obs, after.obs)
+
+
+def test_truncation_at_the_episode_length_and_true_successor():
+    env = make()
+    state = env.reset(jax.random.key(0))
+    count = jnp.full(N, env.episode_length - 2).at[1].set(env.episode_length - 1)
+    state = state.replace(step_count=count)
+    first = stepper(env)(state, actions(env))
+    assert first.truncated.tolist() == [False, True, False, False]
+    assert not first.terminated.any()
+    assert first.step_count.tolist() == [999, 0, 999, 999]
+    running = stepper(env)(state.replace(step_count=jnp.zeros(N, jnp.int32)), actions(env))
+    np.testing.assert_array_equal(first.next_obs, running.obs)  # as if it had gone on
+    np.testing.assert_array_equal(
+        first.obs[jnp.array([0, 2, 3])], running.obs[jnp.array([0, 2, 3])]
+    )
+    drawn = np.asarray(first.pool.obs).reshape(-1, env.observation_size)
+    assert (drawn == np.asarray(first.obs[1])).all(axis=1).any(), "obs is an initial state"
+    assert not np.array_equal(first.obs[1], first.next_obs[1])
+    second = stepper(env)(first, actions(env, 2))
+    assert second.truncated.tolist() == [True, False, True, True]
+    assert second.step_count.tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_nonfinite_state_is_contained(bad):
+    env = make()
+    state = env.reset(jax.random.key(0))
+    clean = stepper(env)(state, actions(env))
+    hurt = stepper(env)(with_bad_velocity(state, 2, bad), actions(env))
+    assert hurt.terminated.tolist() == [False, False, True, False]
+    assert not hurt.truncated.any()
+    assert hurt.reward[2] == 0
+    assert hurt.nonfinite_count.tolist() == [0, 0, 1, 0]
+    np.testing.assert_array_equal(hurt.next_obs[2], state.obs[2])
+    others = np.array([0, 1, 3])
+    assert_same(*(jax.tree.map(lambda x: x[others], s) for s in (clean, hurt)))
+    after = stepper(env)(hurt, actions(env, 2))
+    assert all(np.isfinite(x).all() for x in numbers((hurt, after)) if x.dtype.kind == "f")
+    assert not after.terminated.any(), "it recovers"
+    assert after.step_count.tolist() == [2, 2, 1, 2]
+
+
+def test_nonfinite_action_is_contained():
+    env = make()
+    state = env.reset(jax.random.key(0))
+    after = stepper(env)(state, actions(env).at[0, 0].set(jnp.nan))
+    assert after.terminated.tolist() == [True, False, False, False]
+    assert np.isfinite(after.obs).all()
+    assert np.isfinite(after.reward).all()
+
+
+def test_initial_states_are_dm_controls_own():
+    env = make("humanoid-run", seed=5)
+    original = suite.load("humanoid", "run")
+    original.task.random.seed(np.random.SeedSequence([5, 0]).generate_state(8))
+    pool = np.asarray(env.reset(jax.random.key(0)).pool.obs).reshape(-1, env.observation_size)
+    for drawn in pool[:5]:
+        theirs = np.concatenate([np.ravel(x) for x in original.reset().observation.values()])
+        np.testing.assert_allclose(drawn, theirs, atol=1e-5)
+    assert len(np.unique(pool, axis=0)) == len(pool)
+
+
+def test_resets_differ_between_environments_keys_and_episodes():
+    env = envs.make("walker-run", 64, "native")
+    one, two = (np.asarray(env.reset(jax.random.key(i)).obs) for i in (0, 1))
+    assert len(np.unique(one, axis=0)) > 32
+    assert (one != two).any(axis=1).mean() > 0.8
+    state = env.reset(jax.random.key(0)).replace(step_count=jnp.full(64, env.episode_length - 1))
+    again = np.asarray(stepper(env)(state, actions(env)).obs)
+    assert len(np.unique(again, axis=0)) > 32
+    assert (one != again).any(axis=1).mean() > 0.8
+
+
+def test_refresh_renews_the_pool_and_is_a_function_of_the_index():
+    env, other = make(), envs.make("walker-run", N, "native")
+    before = np.asarray(env.reset(jax.random.key(0)).pool.obs)
+    first = env.refresh(env.reset(jax.random.key(0)), 1)
+    second = env.refresh(other.reset(jax.random.key(0)), 2)
+    assert_same(first, env.refresh(env.reset(jax.random.key(0)), 1))
+    assert_same(second, other.refresh(other.reset(jax.random.key(0)), 2))
+    rows = [
+        np.unique(x.obs.reshape(-1, env.observation_size), axis=0)
+        for x in (first.pool, second.pool)
+    ]
+    assert not np.array_equal(*rows)
+    changed = (np.asarray(first.pool.obs) != before).any(axis=-1).sum()
+    assert changed == envs.REFRESH
+
+
+def rollout(env, steps=20, key=0):
+    def body(state, key):
+        shape = (env.num_envs, env.action_size)
+        state = env.step(state, jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))
+        return state, (state.obs, state.reward)
+
+    run = jax.jit(lambda s, keys: jax.lax.scan(body, s, keys))
+    return run(env.reset(jax.random.key(key)), jax.random.split(jax.random.key(7), steps))
+
+
+def test_same_seed_same_numbers_on_any_number_of_threads():
+    one, again, two = (
+        rollout(envs.make("humanoid-run", 8, "native", num_threads=threads))
+        for threads in (1, 1, 2)
+    )
+    assert_same(one, again)
+    assert_same(one, two)
+    other = rollout(envs.make("humanoid-run", 8, "native", seed=1, num_threads=1))
+    assert not np.array_equal(one[1][0], other[1][0])
+
+
+def test_step_is_pure():
+    env = make("humanoid-run")
+    state = env.reset(jax.random.key(0))
+    before = numbers(state)
+    one = stepper(env)(state, actions(env))
+    stepper(env)(one, actions(env, 3))  # something else in between
+    assert_same(one, stepper(env)(state, actions(env)))
+    assert_same(before, numbers(state))
+
+
+def test_scan_equals_a_python_loop():
+    env = make()
+    final, (obs, _) = rollout(env, steps=5)
+    state = env.reset(jax.random.key(0))
+    for i, key in enumerate(jax.random.split(jax.random.key(7), 5)):
+        shape = (env.num_envs, env.action_size)
+        state = stepper(env)(state, jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))
+        np.testing.assert_allclose(obs[i], state.obs, rtol=1e-5, atol=1e-5)
+    assert final.step_count.tolist() == state.step_count.tolist() == [5] * N
+
+
+def test_vmap_over_batches_equals_a_loop():
+    env = make()
+    states = [env.reset(jax.random.key(i)) for i in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    action = jnp.stack([actions(env, i) for i in range(3)])
+    together = jax.jit(jax.vmap(env.step))(stacked, action)
+    for i, state in enumerate(states):
+        alone = stepper(env)(state, action[i])
+        np.testing.assert_array_equal(together.obs[i], alone.obs)
+        np.testing.assert_array_equal(together.reward[i], alone.reward)
+
+
+def test_actions_are_scaled_and_clipped():
+    env = make("acrobot-swingup")
+    state = env.reset(jax.random.key(0))
+    ones = jnp.ones((N, env.action_size))
+    np.testing.assert_array_equal(stepper(env)(state, 9 * ones).obs, stepper(env)(state, ones).obs)
+    assert not np.array_equal(stepper(env)(state, 0.5 * ones).obs, stepper(env)(state, ones).obs)
+
+
+@pytest.mark.parametrize("env_id", ["cheetah-run", "hopper-hop", "humanoid-run"])
+def test_sensing_without_constraints_gives_the_same_sensors(env_id):
+    env = make(env_id)
+    state = env.reset(jax.random.key(0))
+    for i in range(30):
+        state = stepper(env)(state, actions(env, i))  # until there are contacts
+    ctrl = actions(env)
+    after, sensordata = env._engine.step(state.physics, ctrl)
+    batch = mujoco.batch.Batch(env.task.model, N, 1)
+    for field in ("qpos", "qvel", "act"):
+        setattr(batch, field, np.asarray(getattr(state.physics, field)))
+    batch.qacc_warmstart, batch.ctrl = state.physics.warmstart, ctrl
+    expected = batch.bind("sensordata")
+    substeps = round(env.control_timestep / env.task.model.opt.timestep)
+    batch.step(nstep=substeps, stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+    np.testing.assert_array_equal(sensordata, expected.astype(np.float32))
+    np.testing.assert_array_equal(after.qpos, batch.qpos.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag", "hint"),
+    [
+        (("humanoid-rum", 1), "--env-id", "did you mean humanoid-run"),
+        (("zzzzzz", 1), "--env-id", "python envs.py"),
+        (("walker-run", 0), "--num-envs", "at least 1"),
+        (("walker-run", -3), "--num-envs", "at least 1"),
+        (("walker-run", 1, "brax"), "--engine", "native"),
+        (("walker-run", 1, "native", 0, -1), "--num-threads", "or more"),
+        (("walker-run", 1, "native", -1), "--seed", "or more"),
+    ],
+)
+def test_bad_requests_are_one_line_that_names_the_flag(arguments, flag, hint):
+    with pytest.raises(envs.UsageError) as error:
+        envs.make(*arguments)
+    message = str(error.value)
+    assert message.startswith(flag)
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_engine_that_this_machine_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco.mjx", None)  # as if it were not installed
+    with pytest.raises(envs.UsageError, match=r"--engine.*mjx.*mujoco-mjx"):
+        envs.make("pendulum-swingup", 1, "mjx")
+
+
+def test_reset_to_refuses_the_wrong_number_of_states():
+    env = make("pendulum-swingup")
+    with pytest.raises(ValueError, match="4 states"):
+        env.reset_to(np.zeros((3, 1)), np.zeros((3, 1)))
+
+
+def test_import_and_make_are_silent_and_need_no_display():
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MUJOCO_GL")}
+    code = "import envs; envs.make('cheetah-run', 1, 'native')"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**environment, "JAX_PLATFORMS": "cpu"},
+        cwd=os.path.dirname(envs.__file__),
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,80 @@
+"""Tasks against dm_control: the same states and actions must give the same numbers."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from dm_control.utils import rewards as dm_rewards
+
+import envs
+from benchmarks import parity
+from tasks import rewards
+
+# native is the same code in C, with float32 at the border: what was seen is at most 1.6e-7 of
+# max(1, |observation|) and 2.2e-7 of reward (benchmarks/parity.csv).
+NATIVE_TOLERANCE = 1e-6
+
+
+@pytest.mark.parametrize("env_id", envs.task_ids())
+def test_native_equals_dm_control(env_id):
+    result = parity.measure(env_id, "native", steps=200)
+    assert result.max_rel_obs < NATIVE_TOLERANCE
+    assert result.max_abs_reward < NATIVE_TOLERANCE
+    assert result.max_rel_initial_obs < NATIVE_TOLERANCE
+    assert result.highest_reward > 0.01, "rewards of zero compare nothing"
+
+
+# mjx computes in float32, and its contact solver stops elsewhere: about five times what was seen
+# at 20 states (benchmarks/parity.csv), relative to max(1, |observation|).
+MJX_TOLERANCE = {
+    "cartpole-balance": 1e-6,
+    "pendulum-swingup": 1e-6,
+    "acrobot-swingup": 1e-6,
+    "cheetah-run": 5e-5,
+    "hopper-hop": 1e-4,
+    "walker-run": 1e-4,
+}
+SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run")
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        pytest.param(env_id, marks=pytest.mark.slow if env_id in SLOW_ON_MJX else ())
+        for env_id in MJX_TOLERANCE
+    ],
+)
+def test_mjx_agrees_with_dm_control(env_id):
+    result = parity.measure(env_id, "mjx", steps=20)
+    assert result.max_rel_obs < MJX_TOLERANCE[env_id]
+    assert result.max_abs_reward < 1e-5
+    assert result.max_rel_initial_obs < NATIVE_TOLERANCE  # resets are sensed by MuJoCo in C
+    assert result.highest_reward > 0.01
+
+
+@pytest.mark.parametrize(
+    ("sigmoid", "value_at_margin"),
+    [("gaussian", 0.1), ("gaussian", 0.5), ("linear", 0.0), ("linear", 0.5), ("quadratic", 0.0)],
+)
+def test_tolerance_equals_dm_control(sigmoid, value_at_margin):
+    x = np.linspace(-4, 4, 161)
+    bounds = [(0.0, 0.0), (-1.0, 0.5), (1.0, math.inf), (-math.inf, -0.5)]
+    for bound, margin in itertools.product(bounds, [0.0, 0.3, 2.0]):
+        theirs = dm_rewards.tolerance(x, bound, margin, value_at_margin, sigmoid)
+        ours = rewards.tolerance(x, bound, margin, sigmoid, value_at_margin)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"bounds": (1, 0)}, {"margin": -1}, {"margin": 1, "sigmoid": "cosine"}]
+)
+def test_tolerance_refuses_nonsense(arguments):
+    with pytest.raises(ValueError, match=r"needs lower|unknown sigmoid"):
+        rewards.tolerance(np.float32(3.0), **arguments)
+
+
+def test_tolerance_has_finite_gradients_far_outside():
+    gradient = jax.grad(lambda x: rewards.tolerance(x, margin=1.0))(1e3)
+    assert np.isfinite(gradient)

@@ -543,8 +543,5 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        automatic = "cpu" if jax.default_backend() == "cpu" else "gpu"
-        sys.exit(main(runs.parse_args(Args, PRESETS, automatic)))
-    except (runs.RunError, envs.UsageError) as error:
-        sys.exit(runs.bad_input(error))
+    automatic = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    sys.exit(runs.exit_code(main, Args, PRESETS, automatic, envs.UsageError))

@@ -631,7 +631,21 @@ def _require_finite_losses(step: int, metrics: dict[str, float], updates: float)
         raise FloatingPointError(f"not finite at step {step}: {', '.join(bad)}")
 
 
-def bad_input(error: Exception) -> int:
-    """Prints one line on stderr and returns the exit code of bad input."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def exit_code(main, kind: type, presets: dict, automatic: str, *bad_input: type[Exception]) -> int:
+    """Returns main(parsed command line)'s exit code, or that of an error told in one line.
+
+    The arguments are `parse_args`'s; `bad_input` are exceptions that tell the user what to change.
+
+    2 for bad input (RunError and the given exceptions), 1 for a loss that is not finite, 130 for
+    Ctrl-C before training began.
+    """
+    try:
+        return main(parse_args(kind, presets, automatic))
+    except (RunError, *bad_input) as error:
+        code, text = 2, f"error: {error}"
+    except FloatingPointError as error:
+        code, text = 1, f"error: {error}; the run folder holds the last saved parameters"
+    except KeyboardInterrupt:
+        code, text = 128 + signal.SIGINT, "interrupted before training began; nothing was written"
+    print(text, file=sys.stderr)
+    return code

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ import pytest
 import envs
 import flowrl_jax as flowrl
 import runs
+from benchmarks import bandit
 
 ROOT = Path(__file__).parents[1]
 OBS, A, B = 5, 3, 16
@@ -318,61 +318,6 @@ def test_networks_start_as_the_paper_says():
 # ---------------------------------------------------- small problems with known answers
 
 
-@flax.struct.dataclass
-class ProbeState:
-    obs: jax.Array
-    next_obs: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    step_count: jax.Array
-    nonfinite_count: jax.Array
-
-
-class Probe:
-    """Observation 1, reward by `reward(action)`; episodes of `length` steps."""
-
-    action_size, observation_size, engine = 1, 1, "probe"
-
-    def __init__(self, num_envs, length, terminates, reward):
-        self.num_envs, self.episode_length = num_envs, length
-        self.terminates, self.reward = terminates, reward
-
-    def reset(self, key):
-        del key
-        n = self.num_envs
-        one, no = jnp.ones((n, 1)), jnp.zeros(n, bool)
-        count = jnp.zeros(n, jnp.int32)
-        return ProbeState(one, one + 0, jnp.zeros(n), no, ~~no, count, count + 0)
-
-    def step(self, state, action):
-        count = state.step_count + 1
-        done = count >= self.episode_length
-        return state.replace(
-            reward=self.reward(action[:, 0]),
-            terminated=done & self.terminates,
-            truncated=done & (not self.terminates),
-            step_count=jnp.where(done, 0, count),
-        )
-
-    def refresh(self, state, index):
-        del index
-        return state
-
-
-PROBE_ARGS = dataclasses.replace(
-    SMALL,
-    hidden_size=32,
-    batch_size=64,
-    buffer_size=4096,
-    learning_starts=64,
-    updates_per_step=4,
-    learning_rate=1e-3,
-    log_interval=1_200,
-    gamma=0.8,
-)
-
-
 def q_of(state, actions, args):
     """min Q_phi(1, a) for each action."""
     actions = jnp.asarray(actions)[:, None]
@@ -385,37 +330,21 @@ def q_of(state, actions, args):
 def test_value_of_reward_one_is_known(terminates, known):
     """Reward 1 at each step: a time limit bootstraps, so Q = 1 / (1 - gamma); a termination
     after each step does not, so Q = 1."""
-    env = Probe(4, 1 if terminates else 3, terminates, jnp.ones_like)
-    state = flowrl.init_state(env, PROBE_ARGS)
+    env = bandit.Probe(4, 1 if terminates else 3, terminates, jnp.ones_like)
+    state = flowrl.init_state(env, bandit.PROBE_ARGS)
     for _ in range(2):
-        state, _ = flowrl.train_chunk(state, env, PROBE_ARGS)
+        state, _ = flowrl.train_chunk(state, env, bandit.PROBE_ARGS)
     actions = np.linspace(-1, 1, 5, dtype=np.float32)
-    np.testing.assert_allclose(q_of(state, actions, PROBE_ARGS), known, rtol=0.05)
-    v = flowrl.behaviour_value(state.learner.behaviour_value.params, jnp.ones((1, 1)), PROBE_ARGS)
+    np.testing.assert_allclose(q_of(state, actions, bandit.PROBE_ARGS), known, rtol=0.05)
+    v = flowrl.behaviour_value(
+        state.learner.behaviour_value.params, jnp.ones((1, 1)), bandit.PROBE_ARGS
+    )
     np.testing.assert_allclose(v, known, rtol=0.05)
 
 
-def two_peaks(action):
-    """Reward 1 at a = -0.6 and at a = 0.6, and near 0 between them and at the ends."""
-    return jnp.exp(-(((jnp.abs(action) - 0.6) / 0.2) ** 2))
-
-
-def train_bandit(args):
-    env = Probe(4, 1, True, two_peaks)
-    state = flowrl.init_state(env, args)
-    for _ in range(4):
-        state, _ = flowrl.train_chunk(state, env, args)
-    x0 = flowrl.source_noise(jax.random.key(5), (2_000, 1))
-    theta = state.learner.velocity_field.params
-    return np.asarray(flowrl.policy_action(theta, jnp.ones((2_000, 1)), x0, args))[:, 0]
-
-
-BANDIT_ARGS = dataclasses.replace(PROBE_ARGS, gamma=0.0, flow_steps=4)
-
-
 def test_the_flow_reaches_both_optima_of_a_bandit():
-    actions = train_bandit(BANDIT_ARGS)
-    assert np.asarray(two_peaks(actions)).mean() > 0.8
+    actions = bandit.final_actions(bandit.ARGS)
+    assert np.asarray(bandit.two_peaks(actions)).mean() > 0.9
     left = np.mean(actions < 0)
     assert 0.1 < left < 0.9, f"all actions on one side: {left}"
 

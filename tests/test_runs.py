@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -434,3 +435,55 @@ def test_free_memory_is_between_nothing_and_all():
     assert free > 2**20
     if jax.default_backend() == "cpu":
         assert free <= runs._physical_memory()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (runs.RunError("--x: too small"), 2, "--x"),
+        (ValueError("--y: unknown"), 2, "--y"),
+        (FloatingPointError("losses/critic at step 5"), 1, "step 5"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_exit_code_and_one_line(error, code, says, capsys, monkeypatch):
+    def program(args):
+        raise error
+
+    @dataclasses.dataclass(frozen=True)
+    class Args:
+        preset: str = "auto"
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    assert runs.exit_code(program, Args, {"cpu": {}}, "cpu", ValueError) == code
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    @dataclasses.dataclass
+    class Args:
+        env_id: str = "probe"
+        seed: int = 1
+        total_timesteps: int = 30
+        eval_interval: int = 0
+        runs_dir: str = str(tmp_path)
+
+    def chunk(count):
+        loss = float("nan") if count == 1 else 0.5
+        return count + 1, {"charts/updates": 10.0 * (count + 1), "losses/critic": loss}
+
+    with pytest.raises(FloatingPointError, match=r"step 20.*losses/critic"):
+        runs.train(
+            Args(),
+            "test",
+            steps_per_chunk=10,
+            state=0,
+            compile_chunk=lambda state: chunk,
+            between_chunks=lambda state, index: state,
+            evaluation=lambda state, index: {},
+            save=lambda run, state: None,
+        )
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "config.json").read_text())["status"] == "failed"

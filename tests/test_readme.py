@@ -1,0 +1,53 @@
+"""The README says what is so: line numbers, the table of tasks, the names of metrics and flags."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import envs
+import flowrl_jax as flowrl
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SOURCE = (ROOT / "flowrl_jax.py").read_text().splitlines()
+
+
+def test_equation_map_points_at_the_right_lines():
+    pointers = re.findall(r"`(\w+)` \(line (\d+)\)", README)
+    assert len(pointers) > 10
+    for name, line in pointers:
+        assert re.match(rf"(def|class) {name}\b", SOURCE[int(line) - 1]), f"{name}: not on {line}"
+
+
+def test_task_table_is_the_one_that_envs_prints():
+    assert envs.task_table() in README
+
+
+def test_every_metric_is_explained():
+    env = envs.make("cartpole-balance", 2, "native")
+    args = dataclasses.replace(
+        flowrl.Args(), num_envs=2, hidden_size=8, batch_size=4, buffer_size=100, log_interval=4
+    )
+    state = flowrl.init_state(env, args)
+    _, metrics = flowrl.train_chunk(state, env, args)
+    names = {name for name in metrics if "/" in name}
+    names |= {"charts/SPS", "charts/UPS", "eval/episodic_return_sampled"}
+    for name in names:
+        assert f"`{name}`" in README, name
+
+
+@pytest.mark.parametrize("preset", flowrl.PRESETS)
+def test_presets_are_shown_as_they_are(preset):
+    values = dataclasses.asdict(flowrl.Args()) | flowrl.PRESETS[preset]
+    (row,) = re.findall(rf"^\| `{preset}` \|.*$", README, re.M)
+    names = ("num_envs", "updates_per_step", "batch_size", "hidden_size", "buffer_size")
+    shown = [cell.strip() for cell in row.split("|")[2:7]]
+    assert shown == [f"{values[name]:,}" for name in names]
+
+
+def test_flags_in_the_readme_exist():
+    fields = {field.name for field in dataclasses.fields(flowrl.Args)}
+    for flag in set(re.findall(r"flowrl_jax\.py[^\n]* (--[a-z0-9-]+)", README)) - {"--help"}:
+        assert flag[2:].replace("-", "_") in fields, flag

@@ -115,7 +115,7 @@ def main():
                 reward, left = float(np.mean(two_peaks(actions))), float(np.mean(actions < 0))
                 writer.writerow([w2_coef, seed, round(reward, 4), round(left, 4)])
                 print(f"{w2_coef=} {seed=} reward {reward:.3f}, {left:.0%} left", flush=True)
-                axis.hist(actions, 80, (-1, 1), density=True, alpha=0.5, label=f"seed {seed}")
+                axis.hist(actions, 80, range=(-1, 1), density=True, alpha=0.5, label=f"seed {seed}")
             scale = axis.get_ylim()[1]
             axis.plot(grid, scale * np.asarray(two_peaks(grid)), "k", lw=1, label="reward (scaled)")
             axis.set(title=f"lambda = {w2_coef}", xlabel="action")

@@ -29,11 +29,16 @@ import numpy as np
 
 from tasks.base import InitialStates, Physics, Task
 
+# Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
+# four of their seven digits. The networks have a precision of their own, --compute-dtype.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 DOMAINS = ("acrobot", "cartpole", "cheetah", "hopper", "humanoid", "pendulum", "walker")
 ENGINES = ("native", "mjx")
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
 MAX_DISTINCT = 1024  # of them drawn before the first step; a larger pool repeats these
 REFRESH = 32  # initial states renewed at each `refresh`
+MAX_ENVS, MAX_THREADS = 2**20, 1024
 MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
 
 
@@ -100,8 +105,6 @@ class NativeEngine:
 
     Each call loads every environment's state, steps it, brings position and velocity sensors up
     to date as dm_control does, and hands state and sensors back: nothing is kept between calls.
-    Those sensors are read from a second model without contacts and constraints, on which they do
-    not depend: the same numbers for less. Force sensors belong to the last substep.
     """
 
     def __init__(self, model: mujoco.MjModel, num_substeps: int, num_threads: int = 0):
@@ -110,10 +113,7 @@ class NativeEngine:
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._num_substeps = num_substeps
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._sensing_model = _without_constraints(self._model)
-        needs_forces = model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC.value
-        self._from_step = np.repeat(needs_forces, model.sensor_dim)  # (nsensordata,)
-        self._batches: dict[int, tuple[mujoco.batch.Batch, mujoco.batch.Batch]] = {}
+        self._batches: dict[int, mujoco.batch.Batch] = {}
         self._lock = threading.Lock()
         self._sizes = (model.nq, model.nv, model.na, model.nv, model.nsensordata)
 
@@ -139,29 +139,16 @@ class NativeEngine:
             for argument in arguments
         )
         with self._lock:
-            batch, sensing = self._batches_of(rows)
+            if rows not in self._batches:
+                self._batches[rows] = mujoco.batch.Batch(self._model, rows, self._num_threads)
+            batch = self._batches[rows]
             batch.qpos[:], batch.qvel[:], batch.act[:] = qpos, qvel, act
             batch.qacc_warmstart[:], batch.ctrl[:] = warmstart, ctrl
-            batch.step(nstep=self._num_substeps)
-            sensing.qpos[:], sensing.qvel[:], sensing.act[:] = batch.qpos, batch.qvel, batch.act
-            sensing.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
-            results = [
-                value.astype(np.float32)
-                for value in (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
-            ]
-            sensors = np.where(self._from_step, batch.sensordata, sensing.sensordata)
-        results.append(sensors.astype(np.float32))
+            sensordata = batch.bind("sensordata")
+            batch.step(nstep=self._num_substeps, stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+            results = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart, sensordata)
+            results = [result.astype(np.float32) for result in results]
         return [result.reshape(*leading, result.shape[-1]) for result in results]
-
-    def _batches_of(self, rows: int) -> tuple[mujoco.batch.Batch, mujoco.batch.Batch]:
-        """One batch that steps, and one that senses the states which result."""
-        if rows not in self._batches:
-            models = (self._model, self._sensing_model)
-            pair = tuple(mujoco.batch.Batch(model, rows, self._num_threads) for model in models)
-            for batch in pair:
-                batch.bind("sensordata")
-            self._batches[rows] = pair
-        return self._batches[rows]
 
 
 class MjxEngine:
@@ -313,7 +300,7 @@ class VectorEnv:
         """Replaces REFRESH initial states of the pool by new ones; not jittable.
 
         Args:
-          state: the environments; only their pool changes.
+          state: the environments; only their pool changes, and the old pool is donated.
           index: 1, 2, 3 ...: which new states. The same index always gives the same states. The
             next index is drawn in the background meanwhile.
         """
@@ -367,14 +354,6 @@ class VectorEnv:
     @functools.cached_property
     def _observe(self):
         return jax.jit(jax.vmap(self.task.observe))
-
-
-def _without_constraints(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy without contacts and constraints; positions and velocities of a state are the same."""
-    result = copy.copy(model)
-    disable = mujoco.mjtDisableBit
-    result.opt.disableflags |= disable.mjDSBL_CONTACT | disable.mjDSBL_CONSTRAINT
-    return result
 
 
 def _sensing_model(model: mujoco.MjModel) -> mujoco.MjModel:
@@ -479,12 +458,13 @@ def make(
     Raises:
       UsageError: an unknown task or engine, or a size that is not positive.
     """
-    if num_envs < 1:
-        raise UsageError(f"--num-envs: needs at least 1, got {num_envs}")
-    if num_threads < 0:
-        raise UsageError(f"--num-threads: needs 0 (all cores) or more, got {num_threads}")
-    if seed < 0:
-        raise UsageError(f"--seed: needs 0 or more, got {seed}")
+    if not 1 <= num_envs <= MAX_ENVS:
+        raise UsageError(f"--num-envs: needs at least 1, at most {MAX_ENVS}, got {num_envs}")
+    if not 0 <= num_threads <= MAX_THREADS:
+        bounds = f"0 (all cores) or more, at most {MAX_THREADS}"
+        raise UsageError(f"--num-threads: needs {bounds}, got {num_threads}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed: needs 0 to {2**32 - 1}, got {seed}")
     return VectorEnv(load_task(env_id), num_envs, choose_engine(engine), seed, num_threads)
 
 

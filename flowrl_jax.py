@@ -39,6 +39,7 @@ import envs
 import replay
 import runs
 
+MAX_INT = 2**30  # largest size and count: int32 with room to add
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
 Preset = Literal["auto", "paper", "gpu", "cpu"]
 Solver = Literal["euler", "midpoint", "rk4"]
@@ -184,7 +185,7 @@ class TrainState:
     replay: replay.Replay  # of Transition
     env: envs.EnvState
     episode_return: Array  # (N,)  reward summed over the present episode
-    num_steps: Array  # () int32, environment steps so far
+    num_steps: Array  # () int32, environment steps so far; stays at MAX_INT from there on
     key: Array  # () typed key
 
 
@@ -414,7 +415,8 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
     metrics["episodes"] = jnp.sum(done)
     metrics["charts/episodic_return"] = jnp.sum(returns * done)
     metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
-    returns, steps = jnp.where(done, 0.0, returns), state.num_steps + env.num_envs
+    returns = jnp.where(done, 0.0, returns)
+    steps = jnp.minimum(state.num_steps + env.num_envs, MAX_INT)
     return TrainState(learner, ring, after, returns, steps, key), metrics
 
 
@@ -434,6 +436,7 @@ def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Tra
     counts |= {name: policy_updates for name in sums if name.startswith("losses/policy")}
     counts |= {"charts/episodic_return": sums["episodes"], "charts/action_saturation": length}
     metrics = {name: sums[name] / counts[name] for name in sums if name != "episodes"}
+    metrics["charts/nonfinite_losses"] = sum(jnp.sum(~jnp.isfinite(x)) for x in sums.values())
 
     # The spread of actions over x_0 at one state: what this policy has of exploration.
     key, x0_key = jax.random.split(state.key)
@@ -505,14 +508,15 @@ def save_params(run: runs.Run, state: TrainState) -> Path:
 # ------------------------------------------------------------------------------------------- main
 def main(args: Args) -> int:
     """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
-    sizes = ("total_timesteps", "num_envs", "log_interval", "eval_episodes", "batch_size")
-    sizes += ("updates_per_step", "buffer_size", "recent_window", "hidden_size", "flow_steps")
-    runs.check_bounds(args, 1, math.inf, *sizes)
-    runs.check_bounds(args, 0, math.inf, "eval_interval", "learning_starts", "w2_coef", "seed")
+    runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes")
+    sizes = ("log_interval", "batch_size", "updates_per_step", "buffer_size", "recent_window")
+    sizes += ("hidden_size", "flow_steps")
+    runs.check_bounds(args, 1, MAX_INT, *sizes)
+    runs.check_bounds(args, 1, math.inf, "total_timesteps")
+    runs.check_bounds(args, 0, MAX_INT, "eval_interval", "learning_starts", "w2_coef", "seed")
     shares = ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
     runs.check_bounds(args, 0, 1, *shares)
     runs.check_writable(Path(args.runs_dir))
-    runs.enable_compilation_cache()
     make = functools.partial(envs.make, args.env_id, engine=args.engine)
     env = make(args.num_envs, seed=args.seed, num_threads=args.num_threads)
     eval_env = make(
@@ -520,11 +524,11 @@ def main(args: Args) -> int:
     )
     eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
-    if shapes.replay.data.reward.size < args.batch_size:
-        raise runs.RunError("--buffer-size: holds less than --batch-size; raise it")
-    networks = (shapes.learner.velocity_field.params, shapes.learner.critic.params)
-    networks = dict(zip(("policy", "each twin critic"), networks, strict=True))
+    policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
+    networks = {"policy": policy, "each twin critic": critic}
+    runs.check_memory(shapes.learner, "--hidden-size")
     print(runs.describe(args, env, networks, shapes.replay.data), flush=True)
+    runs.enable_compilation_cache()
 
     def evaluation(state: TrainState, index: int) -> Metrics:
         theta, key = state.learner.velocity_field.params, jax.random.fold_in(eval_key, index)
@@ -543,5 +547,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    automatic = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    sys.exit(runs.exit_code(main, Args, PRESETS, automatic, envs.UsageError))
+    sys.exit(runs.exit_code(main, Args, PRESETS, envs.UsageError))

@@ -369,7 +369,7 @@ class Progress:
     def update(self, step: int, return_: float, sps: float, ups: float) -> None:
         """Moves to `step`; return_ may be NaN, sps and ups are steps and updates per second.
 
-        The time left is estimated from the second call on: the first chunk includes compiling.
+        The time left is estimated from the call after the first one with updates.
         """
         shown = "-" if math.isnan(return_) else f"{return_:.1f}"
         rates = f"return {shown}, {sps:,.0f} steps/s, {ups:,.0f} updates/s"
@@ -377,7 +377,7 @@ class Progress:
         if self._started:
             self._bar.update(step - self._bar.n)
             return
-        self._started = True
+        self._started = ups > 0  # steps of random actions say nothing of the time left
         self._bar.delay = 0
         self._bar.initial = self._bar.n = self._bar.last_print_n = step
         self._bar.unpause()
@@ -442,7 +442,7 @@ class StopSignal:
         self.requested = self.requested or number
         self._handled += 1
         if self._handled > 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
     def _watch(self) -> None:
         heard = 0
@@ -531,14 +531,19 @@ def check_memory(tree, flag: str) -> float:
 
 
 def describe(args, env, networks: dict, replay_data) -> str:
-    """What is about to run, four lines. Raises RunError if the replay cannot fit.
+    """What is about to run, four lines.
+
+    Raises RunError if the replay cannot fit or is smaller than a batch.
 
     Args:
-      args: has env_id, preset and hidden_size. env: a vector environment.
+      args: has env_id, preset, hidden_size, batch_size, buffer_size. env: a vector environment.
       networks: name -> parameters, as arrays or shapes. replay_data: likewise.
     """
     gib = check_memory(replay_data, "--buffer-size")
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
+    if capacity < args.batch_size:
+        needed = f"a batch of {args.batch_size} and {env.num_envs} environments"
+        raise RunError(f"--buffer-size: {args.buffer_size} is too small for {needed}; raise it")
     sizes = ", ".join(f"{name} {count(params):,}" for name, params in networks.items())
     return (
         f"device {jax.devices()[0].device_kind}, engine {env.engine}, preset {args.preset}\n"
@@ -567,7 +572,8 @@ def train(
       steps_per_chunk: environment steps that one chunk takes.
       state: what the chunk starts from; it may donate it.
       compile_chunk: state -> chunk, and chunk(state) -> (state, metrics, scalars by name), of
-        which "charts/updates" counts updates so far and "charts/episodic_return" is shown.
+        which "charts/updates" counts updates so far, "charts/episodic_return" is shown, and
+        "charts/nonfinite_losses" ends the run unless it is 0.
       between_chunks: (state, index of the chunk from 1) -> state.
       evaluation: (state, index) -> name -> returns of some episodes, an array.
       save: (run, state) -> None.
@@ -598,15 +604,17 @@ def train(
             rates = {"updates": metrics["charts/updates"], "charts/SPS": steps_per_chunk / seconds}
             rates["charts/UPS"] = updates / seconds
             metrics |= {name: value for name, value in rates.items() if "/" in name}
-            _require_finite_losses(step, metrics, updates)
             state = between_chunks(state, index)
-            if index % per_eval == 0 or index == num_chunks:
+            due = index % per_eval == 0 or index == num_chunks
+            if due and not metrics.get("charts/nonfinite_losses"):
                 metrics |= _evaluation_metrics(evaluation(state, index))
                 save(run, state)
-            # What was averaged over nothing (no episode ended, no update made) is left out.
-            metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+            failed = metrics.get("charts/nonfinite_losses", 0)
+            if not failed:  # then nan is a mean over nothing (no episode ended): left out
+                metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
             last_return = metrics.get("charts/episodic_return", last_return)
             run.log(step, metrics)
+            _require_finite_losses(step, metrics)
             progress.update(step, last_return, rates["charts/SPS"], rates["charts/UPS"])
             if stop.requested:
                 break
@@ -624,28 +632,40 @@ def _evaluation_metrics(evaluation: dict) -> dict[str, float]:
     return metrics
 
 
-def _require_finite_losses(step: int, metrics: dict[str, float], updates: float) -> None:
-    losses = {name: value for name, value in metrics.items() if name.startswith("losses/")}
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    if updates and bad:
+def _require_finite_losses(step: int, metrics: dict[str, float]) -> None:
+    if metrics.get("charts/nonfinite_losses"):
+        losses = (name for name in metrics if name.startswith("losses/"))
+        bad = [name for name in losses if not math.isfinite(metrics[name])]
         raise FloatingPointError(f"not finite at step {step}: {', '.join(bad)}")
 
 
-def exit_code(main, kind: type, presets: dict, automatic: str, *bad_input: type[Exception]) -> int:
-    """Returns main(parsed command line)'s exit code, or that of an error told in one line.
+def preset_for_this_machine() -> str:
+    """Returns "cpu" or "gpu", by the device that JAX computes on.
 
-    The arguments are `parse_args`'s; `bad_input` are exceptions that tell the user what to change.
-
-    2 for bad input (RunError and the given exceptions), 1 for a loss that is not finite, 130 for
-    Ctrl-C before training began.
+    Raises RunError if JAX cannot start the device that JAX_PLATFORMS asks for.
     """
     try:
-        return main(parse_args(kind, presets, automatic))
+        return "cpu" if jax.default_backend() == "cpu" else "gpu"
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise RunError(f"JAX_PLATFORMS={wanted}: JAX cannot start: {reason}; unset it") from None
+
+
+def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> int:
+    """Returns main(parsed command line)'s exit code, or that of an error told in one line.
+
+    2 for bad input (RunError, and the exceptions `bad_input` that tell the user what to change), 1
+    for a loss that is not finite, 128 + signal for a stop that could not wait.
+    """
+    try:
+        return main(parse_args(kind, presets, preset_for_this_machine()))
     except (RunError, *bad_input) as error:
         code, text = 2, f"error: {error}"
     except FloatingPointError as error:
-        code, text = 1, f"error: {error}; the run folder holds the last saved parameters"
-    except KeyboardInterrupt:
-        code, text = 128 + signal.SIGINT, "interrupted before training began; nothing was written"
+        code, text = 1, f"error: {error}; what was saved before stands in the run folder"
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        code, text = 128 + number, "stopped at once; what was saved before stands"
     print(text, file=sys.stderr)
     return code

@@ -441,6 +441,33 @@ def test_metrics_and_counters(cartpole):
     )
 
 
+def test_a_chunk_of_one_update_is_sound(cartpole):
+    """The second update makes no policy step: its policy metrics are a mean over nothing."""
+    args = dataclasses.replace(REAL_ARGS, learning_starts=0, log_interval=4)
+    state = flowrl.init_state(cartpole, args)
+    for policy_steps in (1, 0):
+        state, metrics = flowrl.train_chunk(state, cartpole, args)
+        assert np.isfinite(metrics["losses/policy"]) == bool(policy_steps)
+        assert metrics["charts/nonfinite_losses"] == 0
+
+
+def test_a_loss_that_is_not_finite_is_counted(cartpole):
+    state = flowrl.init_state(cartpole, REAL_ARGS)
+    critic = state.learner.critic
+    broken = critic.replace(params=jax.tree.map(lambda p: p * jnp.nan, critic.params))
+    state = state.replace(learner=state.learner.replace(critic=broken))
+    _, metrics = flowrl.train_chunk(state, cartpole, REAL_ARGS)
+    assert metrics["charts/nonfinite_losses"] > 0
+
+
+def test_counting_steps_never_wraps_into_exploring_again(cartpole):
+    state = flowrl.init_state(cartpole, REAL_ARGS)
+    state = state.replace(num_steps=jnp.int32(flowrl.MAX_INT - 2))
+    state, metrics = flowrl.train_chunk(state, cartpole, REAL_ARGS)
+    assert int(metrics["charts/updates"]) == 20
+    assert int(state.num_steps) == flowrl.MAX_INT
+
+
 def test_bfloat16_computes_the_same_to_its_precision():
     state, batch = make_learner(), make_batch()
     half = dataclasses.replace(SMALL, compute_dtype="bfloat16")
@@ -517,6 +544,12 @@ def test_a_signal_saves_and_says_so(tmp_path, number, code):
         (["--seed", "one"], "--seed"),
         (["--gamma", "nan"], "--gamma"),
         (["--num-threads", "-1"], "--num-threads"),
+        (["--num-threads", "3000000000"], "--num-threads"),
+        (["--seed", "5000000000"], "--seed"),
+        (["--learning-starts", "3000000000"], "--learning-starts"),
+        (["--recent-window", "3000000000"], "--recent-window"),
+        (["--num-envs", "1000000000"], "--num-envs"),
+        (["--hidden-size", "1000000"], "--hidden-size"),
     ],
 )
 def test_bad_input_is_one_line(flags, says, tmp_path, monkeypatch):

@@ -43,11 +43,14 @@ def test_presets_are_shown_as_they_are(preset):
     values = dataclasses.asdict(flowrl.Args()) | flowrl.PRESETS[preset]
     (row,) = re.findall(rf"^\| `{preset}` \|.*$", README, re.M)
     names = ("num_envs", "updates_per_step", "batch_size", "hidden_size", "buffer_size")
-    shown = [cell.strip() for cell in row.split("|")[2:7]]
+    names += ("target_tau",)
+    shown = [cell.strip() for cell in row.split("|")[2:8]]
     assert shown == [f"{values[name]:,}" for name in names]
 
 
 def test_flags_in_the_readme_exist():
-    fields = {field.name for field in dataclasses.fields(flowrl.Args)}
-    for flag in set(re.findall(r"flowrl_jax\.py[^\n]* (--[a-z0-9-]+)", README)) - {"--help"}:
-        assert flag[2:].replace("-", "_") in fields, flag
+    fields = {field.name for field in dataclasses.fields(flowrl.Args)} | {"help"}
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", README))
+    assert "w2-indicator" in flags
+    for flag in flags:
+        assert flag.replace("-", "_") in fields, flag

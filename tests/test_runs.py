@@ -443,7 +443,8 @@ def test_free_memory_is_between_nothing_and_all():
         (runs.RunError("--x: too small"), 2, "--x"),
         (ValueError("--y: unknown"), 2, "--y"),
         (FloatingPointError("losses/critic at step 5"), 1, "step 5"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "stopped"),
     ],
 )
 def test_exit_code_and_one_line(error, code, says, capsys, monkeypatch):
@@ -455,7 +456,7 @@ def test_exit_code_and_one_line(error, code, says, capsys, monkeypatch):
         preset: str = "auto"
 
     monkeypatch.setattr(sys, "argv", ["program"])
-    assert runs.exit_code(program, Args, {"cpu": {}}, "cpu", ValueError) == code
+    assert runs.exit_code(program, Args, {"cpu": {}}, ValueError) == code
     printed = capsys.readouterr().err
     assert says in printed
     assert printed.count("\n") == 1
@@ -471,8 +472,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         runs_dir: str = str(tmp_path)
 
     def chunk(count):
-        loss = float("nan") if count == 1 else 0.5
-        return count + 1, {"charts/updates": 10.0 * (count + 1), "losses/critic": loss}
+        # A policy loss that is nan because no policy step fell into the chunk is no fault.
+        metrics = {"charts/updates": 10.0 * (count + 1), "losses/policy": float("nan")}
+        metrics["losses/critic"] = float("nan") if count == 1 else 0.5
+        return count + 1, metrics | {"charts/nonfinite_losses": float(count == 1)}
 
     with pytest.raises(FloatingPointError, match=r"step 20.*losses/critic"):
         runs.train(

@@ -1,0 +1,95 @@
+"""Collects finished runs: their metrics, configurations, curves and the README's table.
+
+    python benchmarks/learning.py runs/*        # writes benchmarks/learning/, prints the table
+
+Each run gives learning/{env_id}__{seed}.csv and .json. The table's return is the mean over the last
+evaluation's episodes, with sampled x0 and with x0 = 0.
+"""
+
+import csv
+import json
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "learning"
+SAMPLED, DETERMINISTIC = "eval/episodic_return_sampled", "eval/episodic_return_deterministic"
+
+
+def collect(run: Path) -> str:
+    """Copies one run's files and returns its name."""
+    config = json.loads((run / "config.json").read_text())
+    name = f"{config['args']['env_id']}__{config['args']['seed']}"
+    shutil.copyfile(run / "metrics.csv", FOLDER / f"{name}.csv")
+    shutil.copyfile(run / "config.json", FOLDER / f"{name}.json")
+    return name
+
+
+def evaluations(name: str) -> list[dict[str, str]]:
+    """Rows of a collected run that hold an evaluation."""
+    with (FOLDER / f"{name}.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row.get(SAMPLED)]
+
+
+def table_row(name: str) -> str:
+    """One run as a row of the README's table."""
+    config, rows = json.loads((FOLDER / f"{name}.json").read_text()), evaluations(name)
+    last, best = rows[-1], max(float(row[SAMPLED]) for row in rows)
+    started, ended = (datetime.fromisoformat(config[key]) for key in ("started", "ended"))
+    env_id, seed = name.split("__")
+    cells = (
+        env_id,
+        seed,
+        f"{int(last['step']):,}",
+        f"{(ended - started).total_seconds() / 60:.0f}",
+        f"{float(last[SAMPLED]):.0f} +- {float(last[SAMPLED + '_std']):.0f}",
+        f"{float(last[DETERMINISTIC]):.0f}",
+        f"{best:.0f}",
+        f"{config['args']['target_tau']:g}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(names: list[str]) -> None:
+    """Draws all curves, a panel a task, with what shows exploration below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    tasks = sorted({name.split("__")[0] for name in names})
+    shape = {"figsize": (3.2 * len(tasks), 5), "sharex": "col", "squeeze": False}
+    figure, axes = plt.subplots(2, len(tasks), **shape)
+    for column, task in enumerate(tasks):
+        for name in (name for name in names if name.startswith(f"{task}__")):
+            rows = evaluations(name)
+            steps = [int(row["step"]) / 1000 for row in rows]
+            seed = name.split("__")[1]
+            returns = [float(row[SAMPLED]) for row in rows]
+            axes[0, column].plot(steps, returns, marker=".", label=f"seed {seed}")
+            for style, key in (("-", "charts/action_std"), (":", "charts/action_saturation")):
+                axes[1, column].plot(steps, [float(row[key]) for row in rows], style, label=key)
+        axes[0, column].set(title=task, ylim=(0, 1000))
+        axes[1, column].set(xlabel="thousand environment steps", ylim=(0, None))
+    axes[0, 0].set_ylabel("return, sampled x0")
+    axes[0, 0].legend(fontsize=7)
+    axes[1, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(FOLDER / "learning.png", dpi=110)
+
+
+def main(runs: list[str]) -> None:
+    """Collects `runs`, draws everything collected so far and prints the table."""
+    FOLDER.mkdir(exist_ok=True)
+    for run in runs:
+        collect(Path(run))
+    names = sorted(path.stem for path in FOLDER.glob("*.json"))
+    plot(names)
+    print("| task | seed | steps | minutes | return, sampled x0 | x0 = 0 | best | target_tau |")
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(map(table_row, names)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,5 +1,6 @@
 """The vector environments: their interface, resets, containment of bad states, determinism."""
 
+import copy
 import functools
 import os
 import subprocess
@@ -218,15 +219,40 @@ def test_vmap_over_batches_equals_a_loop():
 
 
 def test_actions_are_scaled_and_clipped():
-    env = make("acrobot-swingup")
+    env = make("humanoid-stand")  # MuJoCo clips too, but this reward reads the control itself
+    view = []
+    env_step = env._engine.step
+    env._engine.step = lambda state, ctrl: view.append(ctrl) or env_step(state, ctrl)
+    try:
+        for scale in (9, 1, -0.5):
+            env.step(env.reset(jax.random.key(0)), jnp.full((N, env.action_size), float(scale)))
+    finally:
+        env._engine.step = env_step
+    low, high = env.task.model.actuator_ctrlrange.T
+    np.testing.assert_array_equal(view[0], view[1])
+    np.testing.assert_allclose(view[1], np.tile(high, (N, 1)), rtol=1e-6)
+    np.testing.assert_allclose(view[2], np.tile(low + (high - low) / 4, (N, 1)), rtol=1e-6)
+
+
+def test_native_steps_from_the_states_own_warm_start():
+    env = make("humanoid-run")
     state = env.reset(jax.random.key(0))
-    ones = jnp.ones((N, env.action_size))
-    np.testing.assert_array_equal(stepper(env)(state, 9 * ones).obs, stepper(env)(state, ones).obs)
-    assert not np.array_equal(stepper(env)(state, 0.5 * ones).obs, stepper(env)(state, ones).obs)
+    for i in range(30):
+        state = stepper(env)(state, actions(env, i))  # until there are contacts
+    model = copy.copy(env.task.model)
+    model.opt.iterations = 1  # a solver that stops early shows where it started
+    engine = envs.NativeEngine(model, 1, 1)
+    ctrl = actions(env)
+    cold = state.physics.replace(warmstart=jnp.zeros_like(state.physics.warmstart))
+    first, _ = engine.step(cold, ctrl)
+    warm, _ = engine.step(state.physics, ctrl)
+    again, _ = engine.step(cold, ctrl)
+    assert_same(first, again)
+    assert not np.array_equal(first.qvel, warm.qvel)
 
 
 @pytest.mark.parametrize("env_id", ["cheetah-run", "hopper-hop", "humanoid-run"])
-def test_sensing_without_constraints_gives_the_same_sensors(env_id):
+def test_native_gives_the_sensors_of_a_fresh_batch(env_id):
     env = make(env_id)
     state = env.reset(jax.random.key(0))
     for i in range(30):
@@ -253,7 +279,7 @@ def test_sensing_without_constraints_gives_the_same_sensors(env_id):
         (("walker-run", -3), "--num-envs", "at least 1"),
         (("walker-run", 1, "brax"), "--engine", "native"),
         (("walker-run", 1, "native", 0, -1), "--num-threads", "or more"),
-        (("walker-run", 1, "native", -1), "--seed", "or more"),
+        (("walker-run", 1, "native", -1), "--seed", "needs 0 to"),
     ],
 )
 def test_bad_requests_are_one_line_that_names_the_flag(arguments, flag, hint):

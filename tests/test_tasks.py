@@ -26,8 +26,9 @@ def test_native_equals_dm_control(env_id):
     assert result.highest_reward > 0.01, "rewards of zero compare nothing"
 
 
-# mjx computes in float32, and its contact solver stops elsewhere: about five times what was seen
-# at 20 states (benchmarks/parity.csv), relative to max(1, |observation|).
+# mjx computes in float32: about five times what was seen at 20 states (benchmarks/parity.csv),
+# relative to max(1, |observation|). The humanoid's is what contact allows elsewhere; it fails, for
+# a reason that float64 does not remove (benchmarks/NOTES.md).
 MJX_TOLERANCE = {
     "cartpole-balance": 1e-6,
     "pendulum-swingup": 1e-6,
@@ -35,16 +36,22 @@ MJX_TOLERANCE = {
     "cheetah-run": 5e-5,
     "hopper-hop": 1e-4,
     "walker-run": 1e-4,
+    "humanoid-run": 1e-3,
 }
-SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run")
+STEEP_CAPSULE = "mjx turns the friction pyramid of a steep capsule on the floor"
+SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run", "humanoid-run")
+
+
+def _mjx_marks(env_id):
+    marks = [pytest.mark.slow] if env_id in SLOW_ON_MJX else []
+    if env_id == "humanoid-run":
+        marks.append(pytest.mark.xfail(strict=True, reason=STEEP_CAPSULE))
+    return marks
 
 
 @pytest.mark.parametrize(
     "env_id",
-    [
-        pytest.param(env_id, marks=pytest.mark.slow if env_id in SLOW_ON_MJX else ())
-        for env_id in MJX_TOLERANCE
-    ],
+    [pytest.param(env_id, marks=_mjx_marks(env_id)) for env_id in MJX_TOLERANCE],
 )
 def test_mjx_agrees_with_dm_control(env_id):
     result = parity.measure(env_id, "mjx", steps=20)
@@ -62,7 +69,7 @@ def test_tolerance_equals_dm_control(sigmoid, value_at_margin):
     x = np.linspace(-4, 4, 161)
     bounds = [(0.0, 0.0), (-1.0, 0.5), (1.0, math.inf), (-math.inf, -0.5)]
     for bound, margin in itertools.product(bounds, [0.0, 0.3, 2.0]):
-        theirs = dm_rewards.tolerance(x, bound, margin, value_at_margin, sigmoid)
+        theirs = dm_rewards.tolerance(x, bound, margin, sigmoid, value_at_margin)
         ours = rewards.tolerance(x, bound, margin, sigmoid, value_at_margin)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

@@ -100,8 +100,11 @@ def _largest(ours: jax.Array, theirs: np.ndarray) -> tuple[float, float]:
     return float(difference.max()), float((difference / np.maximum(1, np.abs(theirs))).max())
 
 
-def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> Parity:
-    """Compares `steps` states spread over 200 control steps, and `episodes` resets."""
+def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Parity, np.ndarray]:
+    """Compares `steps` states spread over 200 control steps, and `episodes` resets.
+
+    Returns the largest differences, and each state's largest relative one in observation, (steps,).
+    """
     recorded = record_steps(env_id, max(steps, 200))
     chosen = np.linspace(0, len(recorded["obs"]) - 1, steps).astype(int)
     recorded = {name: value[chosen] for name, value in recorded.items()}
@@ -112,6 +115,9 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> Parity:
     state = jax.jit(env.step)(state, recorded["action"])
     abs_obs, rel_obs = _largest(state.next_obs, recorded["obs"])
     abs_reward, _ = _largest(state.reward, recorded["reward"])
+    by_state = [
+        _largest(ours, its)[1] for ours, its in zip(state.next_obs, recorded["obs"], strict=True)
+    ]
 
     tiled = {name: np.resize(value, (steps, *value.shape[1:])) for name, value in initial.items()}
     state = env.reset_to(tiled["qpos"], tiled["qvel"], tiled["act"])
@@ -119,7 +125,7 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> Parity:
     highest = float(recorded["reward"].max())
     return Parity(
         env_id, engine, steps, abs_obs, rel_obs, abs_reward, highest, abs_initial, rel_initial
-    )
+    ), np.array(by_state)
 
 
 def main() -> None:
@@ -133,7 +139,7 @@ def main() -> None:
         with CSV_PATH.open() as file:
             rows = {(row["engine"], row["env_id"]): row for row in csv.DictReader(file)}
     for env_id in args.env_ids:
-        result = dataclasses.asdict(measure(env_id, args.engine, STEPS[args.engine]))
+        result = dataclasses.asdict(measure(env_id, args.engine, STEPS[args.engine])[0])
         row = {k: f"{v:.1e}" if isinstance(v, float) else v for k, v in result.items()}
         print(*row.values(), sep="  ", flush=True)
         rows[args.engine, env_id] = row

@@ -19,7 +19,7 @@ NATIVE_TOLERANCE = 1e-6
 
 @pytest.mark.parametrize("env_id", envs.task_ids())
 def test_native_equals_dm_control(env_id):
-    result = parity.measure(env_id, "native", steps=200)
+    result, _ = parity.measure(env_id, "native", steps=200)
     assert result.max_rel_obs < NATIVE_TOLERANCE
     assert result.max_abs_reward < NATIVE_TOLERANCE
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE
@@ -27,8 +27,7 @@ def test_native_equals_dm_control(env_id):
 
 
 # mjx computes in float32: about five times what was seen at 20 states (benchmarks/parity.csv),
-# relative to max(1, |observation|). The humanoid's is what contact allows elsewhere; it fails, for
-# a reason that float64 does not remove (benchmarks/NOTES.md).
+# relative to max(1, |observation|). The humanoid has a test of its own.
 MJX_TOLERANCE = {
     "cartpole-balance": 1e-6,
     "pendulum-swingup": 1e-6,
@@ -36,29 +35,33 @@ MJX_TOLERANCE = {
     "cheetah-run": 5e-5,
     "hopper-hop": 1e-4,
     "walker-run": 1e-4,
-    "humanoid-run": 1e-3,
 }
-STEEP_CAPSULE = "mjx turns the friction pyramid of a steep capsule on the floor"
-SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run", "humanoid-run")
-
-
-def _mjx_marks(env_id):
-    marks = [pytest.mark.slow] if env_id in SLOW_ON_MJX else []
-    if env_id == "humanoid-run":
-        marks.append(pytest.mark.xfail(strict=True, reason=STEEP_CAPSULE))
-    return marks
+SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run")
 
 
 @pytest.mark.parametrize(
     "env_id",
-    [pytest.param(env_id, marks=_mjx_marks(env_id)) for env_id in MJX_TOLERANCE],
+    [
+        pytest.param(env_id, marks=[pytest.mark.slow] if env_id in SLOW_ON_MJX else [])
+        for env_id in MJX_TOLERANCE
+    ],
 )
 def test_mjx_agrees_with_dm_control(env_id):
-    result = parity.measure(env_id, "mjx", steps=20)
+    result, _ = parity.measure(env_id, "mjx", steps=20)
     assert result.max_rel_obs < MJX_TOLERANCE[env_id]
     assert result.max_abs_reward < 1e-5
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE  # resets are sensed by MuJoCo in C
     assert result.highest_reward > 0.01
+
+
+@pytest.mark.slow
+def test_humanoid_on_mjx_agrees_but_where_a_steep_capsule_touches_the_floor():
+    """Four of these 20 states differ, at most 0.25 relative: benchmarks/NOTES.md says why."""
+    result, by_state = parity.measure("humanoid-run", "mjx", steps=20)
+    assert np.sum(by_state < 1e-3) >= 16
+    assert result.max_rel_obs < 0.5
+    assert result.max_abs_reward < 1e-5
+    assert result.max_rel_initial_obs < NATIVE_TOLERANCE
 
 
 @pytest.mark.parametrize(

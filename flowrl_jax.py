@@ -84,8 +84,8 @@ class Args:
 
 PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override them
     "paper": {},
-    "cpu": dict(num_envs=8, updates_per_step=4, hidden_size=128, buffer_size=500_000)
-    | dict(learning_starts=4_000, target_tau=0.1, total_timesteps=300_000, log_interval=2_000),
+    "cpu": dict(num_envs=8, updates_per_step=8, batch_size=128, hidden_size=128, target_tau=0.1)
+    | dict(learning_starts=4_000, buffer_size=500_000, total_timesteps=300_000, log_interval=2_000),
     "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, buffer_size=4_194_304)
     | dict(learning_starts=102_400, recent_window=262_144, total_timesteps=50_000_000)
     | dict(log_interval=102_400, eval_interval=1_024_000, eval_episodes=128),

@@ -7,8 +7,8 @@ the requirements; without it the EnvPool column is left empty, and that is said.
 
 256 environments, all cores, each contender in turn for a short block, over and over; what is
 compared is the median over blocks, and ratios within a round. The contenders:
-  ours      `jax.jit(env.step)`: actions scaled, MuJoCo, sensors brought up to date, observation,
-            reward, auto-reset
+  ours      `env.step` in a jitted `lax.scan`, as training runs it: actions scaled, MuJoCo,
+            sensors brought up to date, observation, reward, auto-reset
   rollout   `mujoco.rollout` on the same compiled model, from our state at the block's start and
             its warm start, with the same actions held over the same substeps; no observation,
             reward or reset: the limit
@@ -84,12 +84,10 @@ class Rollout:
         return time.perf_counter() - start
 
 
-def ours_seconds(step, state: envs.EnvState, actions: np.ndarray) -> tuple[float, envs.EnvState]:
+def ours_seconds(roll, state: envs.EnvState, actions: np.ndarray) -> tuple[float, envs.EnvState]:
     """Time to apply actions (T, N, A), and the state after them."""
     start = time.perf_counter()
-    for action in actions:
-        state = step(state, action)
-    jax.block_until_ready(state)
+    state = jax.block_until_ready(roll(state, actions))
     return time.perf_counter() - start, state
 
 
@@ -105,7 +103,10 @@ def measure(env_id: str, num_envs: int, threads: int, blocks: int) -> dict[str, 
     """Control steps per second of each contender, block by block; the first is thrown away."""
     name, length = TASKS[env_id]
     env = envs.make(env_id, num_envs, "native", num_threads=threads)
-    step, state, rollout = jax.jit(env.step), env.reset(jax.random.key(0)), Rollout(env, threads)
+    roll = jax.jit(
+        lambda s, actions: jax.lax.scan(lambda s, a: (env.step(s, a), None), s, actions)[0]
+    )
+    state, rollout = env.reset(jax.random.key(0)), Rollout(env, threads)
     pool = None
     if envpool:
         pool = envpool.make(name, "gymnasium", num_envs=num_envs, num_threads=threads, seed=0)
@@ -116,7 +117,7 @@ def measure(env_id: str, num_envs: int, threads: int, blocks: int) -> dict[str, 
         shape = (length, num_envs, env.action_size)
         actions = random.uniform(-1, 1, shape).astype(np.float32)
         seconds = {"rollout": rollout.seconds(state, actions)}
-        seconds["ours"], state = ours_seconds(step, state, actions)
+        seconds["ours"], state = ours_seconds(roll, state, actions)
         if pool:
             seconds["envpool"] = envpool_seconds(pool, actions.astype(float))
         for contender, duration in seconds.items() if block else ():

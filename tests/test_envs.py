@@ -251,23 +251,34 @@ def test_native_steps_from_the_states_own_warm_start():
     assert not np.array_equal(first.qvel, warm.qvel)
 
 
+def rounded(data):
+    """Rounds a state to float32, in place."""
+    for array in (data.qpos, data.qvel, data.act, data.qacc_warmstart):
+        array[:] = array.astype(np.float32)
+
+
 @pytest.mark.parametrize("env_id", ["cheetah-run", "hopper-hop", "humanoid-run"])
-def test_native_gives_the_sensors_of_a_fresh_batch(env_id):
+def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_id):
     env = make(env_id)
     state = env.reset(jax.random.key(0))
     for i in range(30):
         state = stepper(env)(state, actions(env, i))  # until there are contacts
     ctrl = actions(env)
     after, sensordata = env._engine.step(state.physics, ctrl)
-    batch = mujoco.batch.Batch(env.task.model, N, 1)
-    for field in ("qpos", "qvel", "act"):
-        setattr(batch, field, np.asarray(getattr(state.physics, field)))
-    batch.qacc_warmstart, batch.ctrl = state.physics.warmstart, ctrl
-    expected = batch.bind("sensordata")
-    substeps = round(env.control_timestep / env.task.model.opt.timestep)
-    batch.step(nstep=substeps, stage=mujoco.mjtStage.mjSTAGE_VEL.value)
-    np.testing.assert_array_equal(sensordata, expected.astype(np.float32))
-    np.testing.assert_array_equal(after.qpos, batch.qpos.astype(np.float32))
+    model = env.task.model
+    substeps = round(env.control_timestep / model.opt.timestep)
+    for i in range(N):
+        data, start = mujoco.MjData(model), state.physics
+        data.qpos, data.qvel, data.act = start.qpos[i], start.qvel[i], start.act[i]
+        data.qacc_warmstart, data.ctrl = start.warmstart[i], ctrl[i]
+        mujoco.mj_step(model, data, substeps)
+        if substeps == 1:
+            rounded(data)  # see NativeEngine
+        mujoco.mj_step1(model, data)
+        np.testing.assert_array_equal(sensordata[i], data.sensordata.astype(np.float32))
+        rounded(data)
+        np.testing.assert_array_equal(after.qpos[i], data.qpos)
+        np.testing.assert_array_equal(after.warmstart[i], data.qacc_warmstart)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_native_equals_dm_control(env_id):
 
 
 # mjx computes in float32: about five times what was seen at 20 states (benchmarks/parity.csv),
-# relative to max(1, |observation|). The humanoid has a test of its own.
+# relative to max(1, |observation|). One task a domain: the others' rewards read the same sensors.
 MJX_TOLERANCE = {
     "cartpole-balance": 1e-6,
     "pendulum-swingup": 1e-6,
@@ -35,8 +35,9 @@ MJX_TOLERANCE = {
     "cheetah-run": 5e-5,
     "hopper-hop": 1e-4,
     "walker-run": 1e-4,
+    "humanoid-run": 5e-4,
 }
-SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run")
+SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run", "humanoid-run")
 
 
 @pytest.mark.parametrize(
@@ -52,16 +53,6 @@ def test_mjx_agrees_with_dm_control(env_id):
     assert result.max_abs_reward < 1e-5
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE  # resets are sensed by MuJoCo in C
     assert result.highest_reward > 0.01
-
-
-@pytest.mark.slow
-def test_humanoid_on_mjx_agrees_but_where_a_steep_capsule_touches_the_floor():
-    """Four of these 20 states differ, at most 0.25 relative: benchmarks/NOTES.md says why."""
-    result, by_state = parity.measure("humanoid-run", "mjx", steps=20)
-    assert np.sum(by_state < 1e-3) >= 16
-    assert result.max_rel_obs < 0.5
-    assert result.max_abs_reward < 1e-5
-    assert result.max_rel_initial_obs < NATIVE_TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -607,6 +607,8 @@ def train(
             state = between_chunks(state, index)
             due = index % per_eval == 0 or index == num_chunks
             if due and not metrics.get("charts/nonfinite_losses"):
+                if index == min(per_eval, num_chunks):
+                    progress.write("evaluating; the first time compiles ...")
                 metrics |= _evaluation_metrics(evaluation(state, index))
                 save(run, state)
             failed = metrics.get("charts/nonfinite_losses", 0)

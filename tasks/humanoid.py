@@ -32,7 +32,6 @@ def load(name: str) -> Task:
         domain="humanoid",
         name=name,
         model=spec.compile(),
-        differences="on mjx: friction pyramid of a steep capsule on the floor is turned",
         observe=_observe_state if pure_state else _observe,
         reward=lambda physics: _reward(physics, speed),
     )

@@ -29,13 +29,14 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
-from tasks.base import InitialStates, Physics, Task
+from tasks.base import InitialStates, Physics, Task, episode_rows, read_rows, write_rows
 
 # Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
 # four of their seven digits. The networks have a precision of their own, --compute-dtype.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-DOMAINS = ("acrobot", "cartpole", "cheetah", "hopper", "humanoid", "pendulum", "walker")
+DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "finger", "fish", "hopper", "humanoid")
+DOMAINS += ("manipulator", "pendulum", "point_mass", "reacher", "stacker", "swimmer", "walker")
 ENGINES = ("native", "mjx")
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
 MAX_DISTINCT = 1024  # of them drawn before the first step; a larger pool repeats these
@@ -65,7 +66,7 @@ class InitialState:
     qpos: jax.Array  # (..., nq)
     qvel: jax.Array  # (..., nv)
     act: jax.Array  # (..., na)
-    episode: dict[str, jax.Array]  # (..., dim) by name
+    episode: dict[str, jax.Array]  # (..., k, dim) by field of the model
     obs: jax.Array  # (..., O)
 
 
@@ -74,7 +75,7 @@ class EnvState:
     """A batch of N environments after a step; every leaf has leading axis N."""
 
     physics: PhysicsState
-    episode: dict[str, jax.Array]  # (N, dim)  what each episode changed in the model
+    episode: dict[str, jax.Array]  # (N, k, dim)  what each episode changed in the model
     obs: jax.Array  # (N, O)  what the policy sees next
     next_obs: jax.Array  # (N, O)  the true successor, before any reset
     reward: jax.Array  # (N,)
@@ -112,35 +113,46 @@ class NativeEngine:
     environment was reset. So the state is rounded to float32 before these stages, not after.
     """
 
-    def __init__(self, model: mujoco.MjModel, num_substeps: int, num_threads: int = 0):
-        self._model = model
+    def __init__(self, model: mujoco.MjModel, num_substeps: int, num_threads: int = 0, rows=None):
+        self._model, self._rows = model, rows or {}
         # A diverged state must come back as it is, to be counted, and not be reset in silence.
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._num_substeps = num_substeps
-        self._persistent = num_substeps == 1  # else the cache costs more than it saves
+        # With more substeps the cache costs more than it saves; and it holds for one model.
+        self._persistent = num_substeps == 1 and not self._rows
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         self._batches: dict[int, mujoco.batch.Batch] = {}
         self._lock = threading.Lock()
-        sizes = (model.nq, model.nv, model.na, model.nv, model.nsensordata)
-        self._splits = np.cumsum(sizes)[:-1].tolist()  # of a result's row, see _host_step
-        self._row_size = sum(sizes)
+        sizes = [model.nq, model.nv, model.na, model.nv]
+        self._output_size = sum(sizes) + model.nsensordata
+        episode = [value.size for value in read_rows(model, self._rows).values()]
+        self._splits = np.cumsum([*sizes, model.nu, *episode])[:-1].tolist()  # see _host_step
 
-    def step(self, state: PhysicsState, ctrl: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """Steps N environments. ctrl: (N, nu). Returns the state and sensors (N, nsensordata)."""
+    def step(
+        self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]
+    ) -> tuple[PhysicsState, jax.Array]:
+        """Steps N environments. Returns the state and sensors (N, nsensordata).
+
+        Args:
+          state: of N environments.
+          ctrl: (N, nu).
+          episode: values of the model that differ by environment, field -> (N, k, dim).
+        """
         # One array in, one out: each costs the callback some 20 microseconds.
-        rows = [state.qpos, state.qvel, state.act, state.warmstart, ctrl]
+        inputs = [state.qpos, state.qvel, state.act, state.warmstart, ctrl]
+        inputs += [episode[field].reshape(len(ctrl), -1) for field in self._rows]
         result = jax.pure_callback(
             self._host_step,
-            jax.ShapeDtypeStruct((len(ctrl), self._row_size), np.float32),
-            jnp.concatenate(rows, axis=1),
+            jax.ShapeDtypeStruct((len(ctrl), self._output_size), np.float32),
+            jnp.concatenate(inputs, axis=1),
             vmap_method="broadcast_all",
         )
-        *physics, sensordata = jnp.split(result, self._splits, axis=1)
+        *physics, sensordata = jnp.split(result, self._splits[:4], axis=1)
         return PhysicsState(*physics), sensordata
 
-    def _host_step(self, rows: jax.Array) -> np.ndarray:
-        """(..., qpos, qvel, act, warmstart, ctrl) -> (..., qpos, qvel, act, warmstart, sensors)."""
-        rows, leading = np.asarray(rows), rows.shape[:-1]  # (N,), and under vmap (..., N)
+    def _host_step(self, inputs: jax.Array) -> np.ndarray:
+        """State, controls and episode, side by side (..., n) -> state and sensors (..., m)."""
+        inputs, leading = np.asarray(inputs), inputs.shape[:-1]  # (N,), and under vmap (..., N)
         count = math.prod(leading)
         velocity_stage = mujoco.mjtStage.mjSTAGE_VEL.value
         with self._lock:
@@ -150,9 +162,12 @@ class NativeEngine:
                 )
             batch = self._batches[count]
             state = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
-            inputs = np.split(rows.reshape(count, -1), self._splits, axis=1)
-            for array, values in zip((*state, batch.ctrl), inputs, strict=True):
-                array[:] = values
+            fields = [(batch.expand(field), ids) for field, ids in self._rows.items()]
+            values = np.split(inputs.reshape(count, -1), self._splits, axis=1)
+            for array, value in zip((*state, batch.ctrl), values, strict=False):
+                array[:] = value
+            for (array, ids), value in zip(fields, values[5:], strict=True):
+                array[:, ids] = value.reshape(array[:, ids].shape)
             sensordata = batch.bind("sensordata")
             if self._persistent:
                 batch.step()
@@ -162,13 +177,13 @@ class NativeEngine:
             else:
                 batch.step(nstep=self._num_substeps, stage=velocity_stage)
             result = np.concatenate((*state, sensordata), axis=1, dtype=np.float32)
-        return result.reshape(*leading, self._row_size)
+        return result.reshape(*leading, self._output_size)
 
 
 class MjxEngine:
     """MJX, impl `jax`: physics as part of the compiled program, on GPU, TPU or CPU."""
 
-    def __init__(self, model: mujoco.MjModel, num_substeps: int):
+    def __init__(self, model: mujoco.MjModel, num_substeps: int, rows: dict[str, np.ndarray]):
         with contextlib.redirect_stdout(None):  # it says so where the optional warp is missing
             from mujoco import mjx
             from mujoco.mjx._src import collision_driver, collision_primitive
@@ -180,15 +195,17 @@ class MjxEngine:
         )
         # MJX refuses the energy flag, which computes energies and changes no dynamics.
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
-        self._mjx = mjx
+        self._mjx, self._rows = mjx, rows
         self._model = mjx.put_model(model, impl="jax")
         self._data = mjx.make_data(model, impl="jax")
         self._num_substeps = num_substeps
 
-    def step(self, state: PhysicsState, ctrl: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """Steps N environments. ctrl: (N, nu). Returns the state and sensors (N, nsensordata)."""
+    def step(
+        self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]
+    ) -> tuple[PhysicsState, jax.Array]:
+        """As `NativeEngine.step`."""
         with self._contacts():  # while it is traced
-            return jax.vmap(self._step_one)(state, ctrl)
+            return jax.vmap(self._step_one)(state, ctrl, episode)
 
     def _load(self, state: PhysicsState, ctrl: jax.Array, sensordata: jax.Array):
         return self._data.replace(
@@ -200,8 +217,14 @@ class MjxEngine:
             sensordata=sensordata,
         )
 
-    def _step_one(self, state: PhysicsState, ctrl: jax.Array):
+    def _step_one(self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]):
         mjx, model = self._mjx, self._model
+        fields = {name: jnp.asarray(getattr(model, name)) for name in self._rows}
+        fields = {
+            name: fields[name].at[ids].set(episode[name].reshape(fields[name][ids].shape))
+            for name, ids in self._rows.items()
+        }
+        model = model.replace(**fields)
 
         def substep(carry, _):
             data = mjx.step(model, self._load(carry[0], ctrl, carry[1]))
@@ -241,7 +264,8 @@ class VectorEnv:
     def __init__(self, task: Task, num_envs: int, engine: str, seed: int, num_threads: int):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
-        self._initial = InitialStates(task.domain, task.name, seed)
+        self._initial = InitialStates(task.domain, task.name, seed, task.episode)
+        self._rows = episode_rows(task.model, task.episode)
         self.control_timestep = self._initial.control_timestep  # s
         self.episode_length = self._initial.episode_length  # control steps
         self.action_size = task.model.nu
@@ -252,9 +276,9 @@ class VectorEnv:
         self._ctrl_half_range = np.asarray((high - low) / 2, np.float32)
         substeps = self._initial.num_substeps
         if engine == "native":
-            self._engine = NativeEngine(task.model, substeps, num_threads)
+            self._engine = NativeEngine(task.model, substeps, num_threads, self._rows)
         else:
-            self._engine = MjxEngine(task.model, substeps)
+            self._engine = MjxEngine(task.model, substeps, self._rows)
         self._background = concurrent.futures.ThreadPoolExecutor(1, "initial-states")
         self._next_refresh: tuple[int, concurrent.futures.Future] | None = None
         columns = -(-MIN_POOL // num_envs)  # K: the pool is (N, K)
@@ -280,7 +304,7 @@ class VectorEnv:
           qpos: (N, nq).
           qvel: (N, nv).
           act: (N, na), zero if None.
-          episode: name -> (N, dim), as the task draws it.
+          episode: field of the model -> (N, k, dim), see `Task.episode`; the model's own if None.
 
         Raises:
           ValueError: not one state for each environment.
@@ -288,7 +312,10 @@ class VectorEnv:
         if len(qpos) != self.num_envs:
             raise ValueError(f"needs {self.num_envs} states, got {len(qpos)}")
         act = np.zeros((len(qpos), self.task.model.na)) if act is None else act
-        start = self._sense({"qpos": qpos, "qvel": qvel, "act": act}, episode or {})
+        if episode is None:
+            own = read_rows(self.task.model, self._rows)
+            episode = {k: np.stack([value] * self.num_envs) for k, value in own.items()}
+        start = self._sense({"qpos": qpos, "qvel": qvel, "act": act}, episode)
         pool = jax.tree.map(jnp.asarray, self._first_pool)
         start = jax.tree.map(jnp.asarray, start)
         return self._begin(start, pool, jax.random.split(jax.random.key(0), self.num_envs))
@@ -301,7 +328,7 @@ class VectorEnv:
         """
         action = jnp.clip(action, -1.0, 1.0)
         ctrl = self._ctrl_middle + self._ctrl_half_range * action
-        physics, sensordata = self._engine.step(state.physics, ctrl)
+        physics, sensordata = self._engine.step(state.physics, ctrl, state.episode)
         view = Physics(
             physics.qpos,
             physics.qvel,
@@ -373,19 +400,21 @@ class VectorEnv:
         )
 
     def _draw(self, index: int, count: int) -> InitialState:
-        return self._sense(self._initial.draw(index, count), {})
+        return self._sense(*self._initial.draw(index, count))
 
-    def _sense(self, states: dict[str, np.ndarray], episode: dict[str, Any]) -> InitialState:
+    def _sense(self, states: dict[str, Any], episode: dict[str, Any]) -> InitialState:
         """Adds the observation of states that nothing has acted in yet, by MuJoCo in C."""
         count = len(states["qpos"])
-        data = mujoco.MjData(self._sensing)
+        model = copy.copy(self._sensing)  # changed here, and another thread may be drawing too
+        data = mujoco.MjData(model)
         sensordata = np.empty((count, self._sensing.nsensordata))
         for i in range(count):
             data.qpos, data.qvel, data.act = (states[k][i] for k in ("qpos", "qvel", "act"))
             data.qacc_warmstart = 0
-            mujoco.mj_forward(self._sensing, data)
+            write_rows(model, self._rows, {k: value[i] for k, value in episode.items()})
+            mujoco.mj_forward(model, data)
             sensordata[i] = data.sensordata
-        states = {name: np.asarray(value, np.float32) for name, value in states.items()}
+        states, episode = jax.tree.map(lambda x: np.asarray(x, np.float32), (states, episode))
         sensors = self._sensors.by_name(sensordata.astype(np.float32))
         ctrl = np.zeros((count, self.action_size), np.float32)
         view = Physics(**states, ctrl=ctrl, sensors=sensors, episode=episode)

@@ -25,9 +25,27 @@ import numpy as np
 from dm_control import suite
 
 import envs
+from tasks.base import episode_rows, read_rows, write_rows
 
 STEPS = {"native": 200, "mjx": 20}  # states compared, spread over 200 control steps
 CSV_PATH = pathlib.Path(__file__).with_name("parity.csv")
+SEGMENT = 10  # control steps between two fresh starts of the environment compared with
+
+
+def reward_in_reach(env_id: str, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    """Changes a start so that a sparse reward pays: resets and random actions seldom reach it."""
+    if env_id == "finger-spin":
+        data.joint("hinge").qvel = -20
+    elif env_id == "ball_in_cup-catch":
+        data.joint("ball_z").qpos = 0.35
+    elif env_id == "point_mass-hard":
+        data.joint("root_x").qpos, data.joint("root_y").qpos = 0, 0
+    elif env_id == "finger-turn_hard":
+        model.site("target").pos = data.site("tip").xpos
+    elif env_id == "reacher-hard":
+        model.geom("target").pos = data.geom("finger").xpos
+    elif env_id == "stacker-stack_4":
+        model.body("target").pos = data.body("box0").xpos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,35 +69,51 @@ def flatten(observation: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def record_initial(env_id: str, episodes: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """States and observations of dm_control's environment right after its reset."""
+    """States, episode and observations of dm_control's environment right after its reset."""
     original = suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
-    rows = []
+    model, rows = original.physics.model.ptr, []
+    changed = episode_rows(model, envs.load_task(env_id).episode)
     for _ in range(episodes):
         obs = flatten(original.reset().observation)
         data = original.physics.data
         rows.append({"qpos": data.qpos, "qvel": data.qvel, "act": data.act, "obs": obs})
         rows[-1] = {name: np.array(value) for name, value in rows[-1].items()}
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        rows[-1]["episode"] = read_rows(model, changed)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def start(original, env_id: str, segment: int, changed: dict[str, np.ndarray]) -> None:
+    """Starts segment 0, 1, 2 ...: from a reset, or from the model's own pose, which is upright.
+
+    In the first half of 20 a task without episode parameters runs on without a new start, so that
+    bodies come to lie on the floor. What an episode changed in the model is rounded to float32.
+    """
+    model, data = original.physics.model.ptr, original.physics.data
+    if changed or segment == 0:
+        original.reset()
+    elif segment >= 10:
+        mujoco.mj_resetData(model, data.ptr)
+    if segment >= 10:
+        reward_in_reach(env_id, model, data.ptr)
+    values = read_rows(model, changed)
+    write_rows(model, changed, {k: value.astype(np.float32) for k, value in values.items()})
 
 
 def record_steps(env_id: str, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random control steps of dm_control's environment, each re-synchronised to float32.
 
-    The first half starts from a reset, the second from the model's own pose, which is upright:
-    random actions seldom reach a sparse reward.
-
     Returns:
-      qpos, qvel, act before the step, action in [-1, 1], obs and reward after it; (steps, ...).
+      qpos, qvel, act and episode before the step, action in [-1, 1], obs and reward after it;
+      (steps, ...).
     """
     original = suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
     random, spec = np.random.default_rng(seed), original.action_spec()
-    original.reset()
-    model, data = original.physics.model.ptr, original.physics.data
-    rows = []
+    model, data, rows = original.physics.model.ptr, original.physics.data, []
+    changed = episode_rows(model, envs.load_task(env_id).episode)
     for i in range(steps):
-        row = {}
-        if i == steps // 2:
-            mujoco.mj_resetData(model, data.ptr)
+        if i % SEGMENT == 0:
+            start(original, env_id, i // SEGMENT, changed)
+        row = {"episode": read_rows(model, changed)}
         for field in ("qpos", "qvel", "act"):
             row[field] = np.array(getattr(data, field), np.float32)
             getattr(data, field)[:] = row[field]
@@ -90,7 +124,7 @@ def record_steps(env_id: str, steps: int, seed: int = 0) -> dict[str, np.ndarray
         outcome = original.step(spec.minimum + (spec.maximum - spec.minimum) * share)
         row["obs"], row["reward"] = flatten(outcome.observation), np.array(outcome.reward)
         rows.append(row)
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def _largest(ours: jax.Array, theirs: np.ndarray) -> tuple[float, float]:
@@ -107,11 +141,11 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
     """
     recorded = record_steps(env_id, max(steps, 200))
     chosen = np.linspace(0, len(recorded["obs"]) - 1, steps).astype(int)
-    recorded = {name: value[chosen] for name, value in recorded.items()}
+    recorded = jax.tree.map(lambda value: value[chosen], recorded)
     initial = record_initial(env_id, episodes)
     env = envs.make(env_id, steps, engine)
 
-    state = env.reset_to(recorded["qpos"], recorded["qvel"], recorded["act"])
+    state = env.reset_to(*(recorded[name] for name in ("qpos", "qvel", "act", "episode")))
     state = jax.jit(env.step)(state, recorded["action"])
     abs_obs, rel_obs = _largest(state.next_obs, recorded["obs"])
     abs_reward, _ = _largest(state.reward, recorded["reward"])
@@ -119,8 +153,8 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
         _largest(ours, its)[1] for ours, its in zip(state.next_obs, recorded["obs"], strict=True)
     ]
 
-    tiled = {name: np.resize(value, (steps, *value.shape[1:])) for name, value in initial.items()}
-    state = env.reset_to(tiled["qpos"], tiled["qvel"], tiled["act"])
+    tiled = jax.tree.map(lambda value: np.resize(value, (steps, *value.shape[1:])), initial)
+    state = env.reset_to(*(tiled[name] for name in ("qpos", "qvel", "act", "episode")))
     abs_initial, rel_initial = _largest(state.obs, tiled["obs"])
     highest = float(recorded["reward"].max())
     return Parity(

@@ -1,10 +1,11 @@
 """What every task is made of: a `Task`, the `Physics` it looks at, and dm_control's own resets."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -28,7 +29,7 @@ class Physics:
     act: jax.Array  # (na,)  actuator activations
     ctrl: jax.Array  # (nu,)  control applied during the step, in the actuators' own units
     sensors: dict[str, jax.Array]  # sensor name -> (dim,)
-    episode: dict[str, jax.Array]  # what this episode changed in the model, by name
+    episode: dict[str, jax.Array]  # (k, dim) by field of the model: what this episode changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Task:
       observe: Physics -> (O,) observation, dm_control's entries in dm_control's order.
       reward: Physics -> () reward.
       terminated: Physics -> () bool, or None for a task that only ends by its time limit.
+      episode: what a reset changes in the model: field of MjModel -> names of the elements whose
+        rows it draws; no names: all rows.
       differences: what differs from the original, for the table of tasks; empty for nothing.
     """
 
@@ -50,6 +53,7 @@ class Task:
     observe: Callable[[Physics], jax.Array]
     reward: Callable[[Physics], jax.Array]
     terminated: Callable[[Physics], jax.Array] | None = None
+    episode: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     differences: str = ""
 
 
@@ -61,7 +65,11 @@ def suite_module(domain: str):
 
 def read_spec(domain: str) -> mujoco.MjSpec:
     """Returns dm_control's own MJCF of a domain as an editable specification."""
-    xml, assets = suite_module(domain).get_model_and_assets()
+    return parse_spec(*suite_module(domain).get_model_and_assets())
+
+
+def parse_spec(xml: str | bytes, assets: dict[str, str | bytes]) -> mujoco.MjSpec:
+    """Returns MJCF and the files that it includes as an editable specification."""
     files = {name: _bytes(content) for name, content in assets.items()}
     return mujoco.MjSpec.from_string(_bytes(xml).decode(), include=files)
 
@@ -75,22 +83,24 @@ _FRAME_SENSORS = {
     "xaxis": mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
     "yaxis": mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
     "zaxis": mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
+    "quat": mujoco.mjtSensor.mjSENS_FRAMEQUAT,
 }
 _FRAME_OBJECTS = {
     "body": mujoco.mjtObj.mjOBJ_XBODY,  # the body's own frame: dm_control's xpos, xmat
     "inertial": mujoco.mjtObj.mjOBJ_BODY,  # the body's centre of mass: dm_control's xipos
+    "geom": mujoco.mjtObj.mjOBJ_GEOM,
     "site": mujoco.mjtObj.mjOBJ_SITE,
 }
 
 
 def add_frame_sensors(spec: mujoco.MjSpec, kind: str, names: tuple[str, ...], *frames: str):
-    """Adds sensors `{name}_{frame}` in world coordinates, 3 numbers each.
+    """Adds sensors `{name}_{frame}` in world coordinates.
 
     Args:
       spec: changed in place.
-      kind: "body", "inertial" (the body's centre of mass) or "site".
+      kind: "body", "inertial" (the body's centre of mass), "geom" or "site".
       names: MJCF names of the objects.
-      *frames: any of "pos" (m), "xaxis", "yaxis", "zaxis" (unit vectors).
+      *frames: any of "pos" (m), "xaxis", "yaxis", "zaxis" (unit vectors), "quat" (w, x, y, z).
     """
     for name in names:
         for frame in frames:
@@ -102,6 +112,34 @@ def add_frame_sensors(spec: mujoco.MjSpec, kind: str, names: tuple[str, ...], *f
             )
 
 
+def joint_addresses(model: mujoco.MjModel, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Where hinges and slides stand in qpos and in qvel, (len(names),) each."""
+    ids = [model.joint(name).id for name in names]
+    return model.jnt_qposadr[ids], model.jnt_dofadr[ids]
+
+
+def episode_rows(model: mujoco.MjModel, episode: dict[str, tuple[str, ...]]) -> dict:
+    """Row numbers of a `Task.episode` in the fields of a model: field -> (k,)."""
+    rows = {}
+    for field, names in episode.items():
+        element = getattr(model, field.split("_")[0], None)  # model.body, model.geom, model.site
+        ids = [element(name).id for name in names] or range(len(getattr(model, field)))
+        rows[field] = np.array(ids)
+    return rows
+
+
+def read_rows(model: mujoco.MjModel, rows: dict) -> dict[str, np.ndarray]:
+    """The values of a model at `episode_rows`: field -> (k, dim)."""
+    return {k: np.array(getattr(model, k)[ids]).reshape(len(ids), -1) for k, ids in rows.items()}
+
+
+def write_rows(model: mujoco.MjModel, rows: dict, values: dict[str, np.ndarray]) -> None:
+    """Changes a model at `episode_rows`. values: field -> (k, dim)."""
+    for field, ids in rows.items():
+        array = getattr(model, field)
+        array[ids] = np.reshape(values[field], array[ids].shape)
+
+
 class InitialStates:
     """Initial states drawn by dm_control's own `initialize_episode`.
 
@@ -109,26 +147,36 @@ class InitialStates:
     uninterrupted run would have drawn.
     """
 
-    def __init__(self, domain: str, name: str, seed: int):
+    def __init__(self, domain: str, name: str, seed: int, episode: dict[str, tuple[str, ...]]):
         os.environ.setdefault("MUJOCO_GL", "disable")
         from dm_control import suite
 
         self._seed = seed
         self._env = suite.load(domain, name, task_kwargs={"random": seed})
+        self._rows = episode_rows(self._env.physics.model.ptr, episode)
         physics_timestep = self._env.physics.timestep()
         self.control_timestep: float = self._env.control_timestep()
         self.num_substeps = round(self.control_timestep / physics_timestep)
         self.episode_length = round(self._env._step_limit)
 
-    def draw(self, index: int, count: int) -> dict[str, np.ndarray]:
-        """Returns `count` states: qpos (count, nq), qvel (count, nv), act (count, na)."""
+    def draw(self, index: int, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Draws `count` states.
+
+        Returns:
+          qpos (count, nq), qvel (count, nv) and act (count, na); and what the episodes changed in
+          the model, by field (count, k, dim).
+        """
         seeds = np.random.SeedSequence([self._seed, index]).generate_state(8)
         self._env.task.random.seed(seeds)
         physics = self._env.physics
         states: dict[str, list[np.ndarray]] = {"qpos": [], "qvel": [], "act": []}
+        episodes: dict[str, list[np.ndarray]] = {field: [] for field in self._rows}
         for _ in range(count):
             with physics.reset_context():
                 self._env.task.initialize_episode(physics)
             for field, values in states.items():
                 values.append(np.array(getattr(physics.data, field)))
-        return {field: np.stack(values) for field, values in states.items()}
+            for field, value in read_rows(physics.model.ptr, self._rows).items():
+                episodes[field].append(value)
+        stack = functools.partial(jax.tree.map, np.stack, is_leaf=lambda x: isinstance(x, list))
+        return stack(states), stack(episodes)

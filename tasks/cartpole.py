@@ -1,27 +1,36 @@
-"""The cartpole domain: balance a pole, or swing it up first (dm_control/suite/cartpole.py)."""
+"""The cartpole domain: balance a chain of poles, or swing it up (dm_control/suite/cartpole.py)."""
 
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task, add_frame_sensors, parse_spec, suite_module
 from tasks.rewards import small_control, tolerance
 
 CART_BOUNDS = (-0.25, 0.25)  # m, where the sparse reward wants the cart
 COSINE_BOUNDS = (0.995, 1.0)  # cosine of the pole's angle that the sparse reward wants
-# task -> whether the reward is sparse; balance and swingup differ in their initial states only
-TASKS = {"balance": False, "balance_sparse": True, "swingup": False, "swingup_sparse": True}
+# task -> (poles, whether the reward is sparse); balance and swingup differ in where they start
+TASKS = {
+    "balance": (1, False),
+    "balance_sparse": (1, True),
+    "swingup": (1, False),
+    "swingup_sparse": (1, True),
+    "two_poles": (2, False),
+    "three_poles": (3, False),
+}
 
 
 def load(name: str) -> Task:
     """Returns the task called `name`, a key of TASKS."""
-    spec = read_spec("cartpole")
-    add_frame_sensors(spec, "body", ("pole_1",), "zaxis")
+    count, sparse = TASKS[name]
+    poles = tuple(f"pole_{i + 1}" for i in range(count))
+    spec = parse_spec(*suite_module("cartpole").get_model_and_assets(num_poles=count))
+    add_frame_sensors(spec, "body", poles, "zaxis")
     return Task(
         domain="cartpole",
         name=name,
         model=spec.compile(),
-        observe=_observe,
-        reward=_sparse_reward if TASKS[name] else _reward,
+        observe=lambda physics: _observe(physics, poles),
+        reward=lambda physics: (_sparse_reward if sparse else _reward)(physics, poles),
     )
 
 
@@ -30,24 +39,23 @@ def cart_position(physics: Physics) -> jax.Array:
     return physics.qpos[0]
 
 
-def pole_cosine(physics: Physics) -> jax.Array:
-    """Cosine of the pole's angle to the vertical. ()"""
-    return physics.sensors["pole_1_zaxis"][2]
+def pole_axes(physics: Physics, poles: tuple[str, ...]) -> jax.Array:
+    """Unit vectors along the poles in the world's frame. (poles, 3)"""
+    return jnp.stack([physics.sensors[f"{pole}_zaxis"] for pole in poles])
 
 
-def _observe(physics: Physics) -> jax.Array:
-    pole = physics.sensors["pole_1_zaxis"]
-    position = jnp.stack([cart_position(physics), pole[2], pole[0]])
-    return jnp.concatenate([position, physics.qvel])
+def _observe(physics: Physics, poles: tuple[str, ...]) -> jax.Array:
+    axes = pole_axes(physics, poles)[:, jnp.array([2, 0])]  # cosine and sine of each angle
+    return jnp.concatenate([cart_position(physics)[None], axes.ravel(), physics.qvel])
 
 
-def _sparse_reward(physics: Physics) -> jax.Array:
+def _sparse_reward(physics: Physics, poles: tuple[str, ...]) -> jax.Array:
     centred = tolerance(cart_position(physics), CART_BOUNDS)
-    return centred * tolerance(pole_cosine(physics), COSINE_BOUNDS)
+    return centred * tolerance(pole_axes(physics, poles)[:, 2], COSINE_BOUNDS).prod()
 
 
-def _reward(physics: Physics) -> jax.Array:
-    upright = (pole_cosine(physics) + 1) / 2
+def _reward(physics: Physics, poles: tuple[str, ...]) -> jax.Array:
+    upright = ((pole_axes(physics, poles)[:, 2] + 1) / 2).mean()
     centred = (1 + tolerance(cart_position(physics), margin=2)) / 2
     control = (4 + small_control(physics.ctrl)) / 5
     slow = (1 + tolerance(physics.qvel[1:], margin=5).min()) / 2

@@ -35,10 +35,22 @@ from tasks.base import InitialStates, Physics, Task
 # four of their seven digits. The networks have a precision of their own, --compute-dtype.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-DOMAINS = ("acrobot", "cartpole", "cheetah", "hopper", "humanoid", "pendulum", "walker")
+DOMAINS = (
+    "acrobot",
+    "cartpole",
+    "cheetah",
+    "dog",
+    "hopper",
+    "humanoid",
+    "humanoid_CMU",
+    "pendulum",
+    "quadruped",
+    "walker",
+)
 ENGINES = ("native", "mjx")
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
-MAX_DISTINCT = 1024  # of them drawn before the first step; a larger pool repeats these
+MAX_DISTINCT = 128  # of them drawn before the first step, at up to 15 ms each; the pool repeats
+# these until `refresh` has replaced them. A number and not a time: any machine draws the same.
 REFRESH = 32  # initial states renewed at each `refresh`
 MAX_ENVS, MAX_THREADS = 2**20, 1024
 MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
@@ -241,7 +253,7 @@ class VectorEnv:
     def __init__(self, task: Task, num_envs: int, engine: str, seed: int, num_threads: int):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
-        self._initial = InitialStates(task.domain, task.name, seed)
+        self._initial = InitialStates(task, seed)
         self.control_timestep = self._initial.control_timestep  # s
         self.episode_length = self._initial.episode_length  # control steps
         self.action_size = task.model.nu

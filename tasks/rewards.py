@@ -22,8 +22,8 @@ def tolerance(
       x: any shape, in the unit of `bounds` and `margin`.
       bounds: inclusive (lower, upper); either may be infinite.
       margin: distance over which the value falls; 0 makes a hard indicator.
-      sigmoid: "gaussian", "linear" or "quadratic".
-      value_at_margin: value at the margin; "gaussian" needs it positive.
+      sigmoid: "gaussian", "linear", "quadratic" or "reciprocal".
+      value_at_margin: value at the margin; "gaussian" and "reciprocal" need it positive.
 
     Returns:
       Values in [0, 1], the shape of `x`.
@@ -49,7 +49,10 @@ def _falloff(distance: jax.Array, value_at_1: float, sigmoid: str) -> jax.Array:
         return jnp.maximum(1 - (1 - value_at_1) * distance, 0.0)
     if sigmoid == "quadratic":
         return jnp.maximum(1 - (1 - value_at_1) * distance**2, 0.0)
-    raise ValueError(f"unknown sigmoid {sigmoid!r}: use gaussian, linear or quadratic")
+    if sigmoid == "reciprocal":
+        return 1 / (1 + (1 / value_at_1 - 1) * distance)
+    known = "gaussian, linear, quadratic or reciprocal"
+    raise ValueError(f"unknown sigmoid {sigmoid!r}: use {known}")
 
 
 def small_control(ctrl: jax.Array) -> jax.Array:

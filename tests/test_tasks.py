@@ -57,7 +57,14 @@ def test_mjx_agrees_with_dm_control(env_id):
 
 @pytest.mark.parametrize(
     ("sigmoid", "value_at_margin"),
-    [("gaussian", 0.1), ("gaussian", 0.5), ("linear", 0.0), ("linear", 0.5), ("quadratic", 0.0)],
+    [
+        ("gaussian", 0.1),
+        ("gaussian", 0.5),
+        ("linear", 0.0),
+        ("linear", 0.5),
+        ("quadratic", 0.0),
+        ("reciprocal", 0.1),
+    ],
 )
 def test_tolerance_equals_dm_control(sigmoid, value_at_margin):
     x = np.linspace(-4, 4, 161)

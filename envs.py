@@ -35,11 +35,13 @@ from tasks.base import InitialStates, Physics, Task, episode_rows, read_rows, wr
 # four of their seven digits. The networks have a precision of their own, --compute-dtype.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "finger", "fish", "hopper", "humanoid")
-DOMAINS += ("manipulator", "pendulum", "point_mass", "reacher", "stacker", "swimmer", "walker")
+DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "dog", "finger", "fish", "hopper")
+DOMAINS += ("humanoid", "humanoid_CMU", "manipulator", "pendulum", "point_mass", "quadruped")
+DOMAINS += ("reacher", "stacker", "swimmer", "walker")
 ENGINES = ("native", "mjx")
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
-MAX_DISTINCT = 1024  # of them drawn before the first step; a larger pool repeats these
+MAX_DISTINCT = 128  # of them drawn before the first step, at up to 15 ms each; the pool repeats
+# these until `refresh` has replaced them. A number and not a time: any machine draws the same.
 REFRESH = 32  # initial states renewed at each `refresh`
 MAX_ENVS, MAX_THREADS = 2**20, 1024
 MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
@@ -264,7 +266,7 @@ class VectorEnv:
     def __init__(self, task: Task, num_envs: int, engine: str, seed: int, num_threads: int):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
-        self._initial = InitialStates(task.domain, task.name, seed, task.episode)
+        self._initial = InitialStates(task, seed)
         self._rows = episode_rows(task.model, task.episode)
         self.control_timestep = self._initial.control_timestep  # s
         self.episode_length = self._initial.episode_length  # control steps

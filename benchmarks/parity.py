@@ -3,8 +3,8 @@
     python benchmarks/parity.py                      # every task on native, STEPS steps
     python benchmarks/parity.py --engine mjx
 
-Both step from the same state (rounded to float32, what an `EnvState` holds), with the solver's
-warm start at zero and the same random action, at each of `steps` states that dm_control visits.
+Both step from the same state and control (rounded to float32, what an `EnvState` holds), with the
+solver's warm start at zero and random actions, at each of `steps` states that dm_control visits.
 The rows are written into parity.csv beside this file; other engines' rows there are kept.
 `tests/test_tasks.py` asserts on the same numbers.
 """
@@ -110,6 +110,8 @@ def record_steps(env_id: str, steps: int, seed: int = 0) -> dict[str, np.ndarray
     random, spec = np.random.default_rng(seed), original.action_spec()
     model, data, rows = original.physics.model.ptr, original.physics.data, []
     changed = episode_rows(model, envs.load_task(env_id).episode)
+    middle = ((spec.maximum + spec.minimum) / 2).astype(np.float32)
+    half_range = ((spec.maximum - spec.minimum) / 2).astype(np.float32)
     for i in range(steps):
         if i % SEGMENT == 0:
             start(original, env_id, i // SEGMENT, changed)
@@ -120,8 +122,10 @@ def record_steps(env_id: str, steps: int, seed: int = 0) -> dict[str, np.ndarray
         mujoco.mj_step1(model, data.ptr)  # dm_control's step begins at the second half
         data.qacc_warmstart[:] = 0
         row["action"] = random.uniform(-1, 1, spec.shape).astype(np.float32)
-        share = (row["action"].astype(np.float64) + 1) / 2
-        outcome = original.step(spec.minimum + (spec.maximum - spec.minimum) * share)
+        # In float32 too, with one rounding, as a fused multiply-add has: where the quadruped's
+        # feet touch, the last bit of its control is 1e-4 of an acceleration.
+        ctrl = middle.astype(np.float64) + half_range.astype(np.float64) * row["action"]
+        outcome = original.step(ctrl.astype(np.float32).astype(np.float64))
         row["obs"], row["reward"] = flatten(outcome.observation), np.array(outcome.reward)
         rows.append(row)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

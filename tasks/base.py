@@ -1,11 +1,14 @@
 """What every task is made of: a `Task`, the `Physics` it looks at, and dm_control's own resets."""
 
+import copy
 import dataclasses
 import functools
 import importlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
 
 import flax.struct
 import jax
@@ -57,21 +60,25 @@ class Task:
     differences: str = ""
 
 
-def suite_module(domain: str):
-    """Imports one dm_control domain without asking for a display."""
+def _import_dm_control(name: str):
+    """Imports one of dm_control's modules without asking for a display."""
     os.environ.setdefault("MUJOCO_GL", "disable")
-    return importlib.import_module(f"dm_control.suite.{domain}")
+    return importlib.import_module(f"dm_control.{name}")
 
 
-def read_spec(domain: str) -> mujoco.MjSpec:
-    """Returns dm_control's own MJCF of a domain as an editable specification."""
-    return parse_spec(*suite_module(domain).get_model_and_assets())
+def read_spec(domain: str, maker: str = "get_model_and_assets", **options: Any) -> mujoco.MjSpec:
+    """Returns dm_control's own MJCF of a domain as an editable specification.
 
-
-def parse_spec(xml: str | bytes, assets: dict[str, str | bytes]) -> mujoco.MjSpec:
-    """Returns MJCF and the files that it includes as an editable specification."""
+    Args:
+      domain: dm_control's module.
+      maker: that module's function that makes the MJCF, alone or with the files that it names.
+      **options: handed to `maker`, such as the size of the floor.
+    """
+    made = getattr(_import_dm_control(f"suite.{domain}"), maker)(**options)
+    common = _import_dm_control("suite.common")
+    xml, assets = made if isinstance(made, tuple) else (made, common.ASSETS)
     files = {name: _bytes(content) for name, content in assets.items()}
-    return mujoco.MjSpec.from_string(_bytes(xml).decode(), include=files)
+    return mujoco.MjSpec.from_string(_bytes(xml).decode(), include=files, assets=files)
 
 
 def _bytes(content: str | bytes) -> bytes:
@@ -84,6 +91,7 @@ _FRAME_SENSORS = {
     "yaxis": mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
     "zaxis": mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
     "quat": mujoco.mjtSensor.mjSENS_FRAMEQUAT,
+    "linvel": mujoco.mjtSensor.mjSENS_FRAMELINVEL,
 }
 _FRAME_OBJECTS = {
     "body": mujoco.mjtObj.mjOBJ_XBODY,  # the body's own frame: dm_control's xpos, xmat
@@ -100,7 +108,8 @@ def add_frame_sensors(spec: mujoco.MjSpec, kind: str, names: tuple[str, ...], *f
       spec: changed in place.
       kind: "body", "inertial" (the body's centre of mass), "geom" or "site".
       names: MJCF names of the objects.
-      *frames: any of "pos" (m), "xaxis", "yaxis", "zaxis" (unit vectors), "quat" (w, x, y, z).
+      *frames: any of "pos" (m), "xaxis", "yaxis", "zaxis" (unit vectors), "quat" (w, x, y, z),
+        "linvel" (m/s).
     """
     for name in names:
         for frame in frames:
@@ -140,6 +149,20 @@ def write_rows(model: mujoco.MjModel, rows: dict, values: dict[str, np.ndarray])
         array[ids] = np.reshape(values[field], array[ids].shape)
 
 
+def hinge_slices(model: mujoco.MjModel) -> tuple[slice, slice]:
+    """Returns where the hinge joints stand in qpos and in qvel: what a free joint leaves.
+
+    Raises:
+      ValueError: they do not stand side by side.
+    """
+    hinges = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
+    count, first = len(hinges), hinges[0]
+    if hinges[-1] - first + 1 != count:
+        raise ValueError(f"hinge joints with others in between: {hinges}")
+    position, velocity = model.jnt_qposadr[first], model.jnt_dofadr[first]
+    return slice(position, position + count), slice(velocity, velocity + count)
+
+
 class InitialStates:
     """Initial states drawn by dm_control's own `initialize_episode`.
 
@@ -147,13 +170,15 @@ class InitialStates:
     uninterrupted run would have drawn.
     """
 
-    def __init__(self, domain: str, name: str, seed: int, episode: dict[str, tuple[str, ...]]):
-        os.environ.setdefault("MUJOCO_GL", "disable")
-        from dm_control import suite
-
+    def __init__(self, task: Task, seed: int):
+        wrapper = _import_dm_control("mujoco.wrapper")
+        suite = _import_dm_control("suite")
         self._seed = seed
-        self._env = suite.load(domain, name, task_kwargs={"random": seed})
-        self._rows = episode_rows(self._env.physics.model.ptr, episode)
+        # Not compiled a second time: the task's model is the domain's own, with more sensors.
+        model = wrapper.MjModel(copy.copy(task.model))
+        with mock.patch.object(wrapper.MjModel, "from_xml_string", return_value=model):
+            self._env = suite.load(task.domain, task.name, task_kwargs={"random": seed})
+        self._rows = episode_rows(self._env.physics.model.ptr, task.episode)
         physics_timestep = self._env.physics.timestep()
         self.control_timestep: float = self._env.control_timestep()
         self.num_substeps = round(self.control_timestep / physics_timestep)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, parse_spec, suite_module
+from tasks.base import Physics, Task, add_frame_sensors, read_spec
 from tasks.rewards import small_control, tolerance
 
 CART_BOUNDS = (-0.25, 0.25)  # m, where the sparse reward wants the cart
@@ -23,7 +23,7 @@ def load(name: str) -> Task:
     """Returns the task called `name`, a key of TASKS."""
     count, sparse = TASKS[name]
     poles = tuple(f"pole_{i + 1}" for i in range(count))
-    spec = parse_spec(*suite_module("cartpole").get_model_and_assets(num_poles=count))
+    spec = read_spec("cartpole", num_poles=count)
     add_frame_sensors(spec, "body", poles, "zaxis")
     return Task(
         domain="cartpole",

@@ -76,12 +76,28 @@ def _observe_state(physics: Physics) -> jax.Array:
 
 
 def _reward(physics: Physics, speed: float) -> jax.Array:
-    standing = tolerance(head_height(physics), (STAND_HEIGHT, math.inf), STAND_HEIGHT / 4)
-    upright = tolerance(
-        torso_frame(physics)[2, 2], (0.9, math.inf), margin=1.9, value_at_margin=0, sigmoid="linear"
+    upright = torso_frame(physics)[2, 2]
+    return locomotion_reward(
+        head_height(physics), upright, com_velocity(physics), physics.ctrl, speed
     )
-    control = (4 + small_control(physics.ctrl)) / 5
-    horizontal = com_velocity(physics)[:2]
+
+
+def locomotion_reward(
+    height: jax.Array, upright: jax.Array, velocity: jax.Array, ctrl: jax.Array, speed: float
+) -> jax.Array:
+    """Returns the reward of both humanoids: for standing, times moving, times little control. ()
+
+    Args:
+      height: of the head, m. ()
+      upright: vertical component of the axis that points from the trunk to the head. ()
+      velocity: of the centre of mass in the world's frame, m/s. (3,)
+      ctrl: (A,), in [-1, 1].
+      speed: the target, m/s; 0 rewards standing still.
+    """
+    standing = tolerance(height, (STAND_HEIGHT, math.inf), STAND_HEIGHT / 4)
+    straight = tolerance(upright, (0.9, math.inf), margin=1.9, value_at_margin=0, sigmoid="linear")
+    control = (4 + small_control(ctrl)) / 5
+    horizontal = velocity[:2]
     if speed == 0:
         move = tolerance(horizontal, margin=2).mean()
     else:
@@ -89,4 +105,4 @@ def _reward(physics: Physics, speed: float) -> jax.Array:
             jnp.linalg.norm(horizontal), (speed, math.inf), speed, "linear", value_at_margin=0
         )
         move = (5 * reached + 1) / 6
-    return control * standing * upright * move
+    return control * standing * straight * move

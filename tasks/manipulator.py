@@ -14,8 +14,7 @@ from tasks.base import (
     Task,
     add_frame_sensors,
     joint_addresses,
-    parse_spec,
-    suite_module,
+    read_spec,
 )
 from tasks.rewards import tolerance
 
@@ -37,8 +36,7 @@ def load(name: str) -> Task:
     """Returns the task called `name`, a key of TASKS. An episode places the target."""
     thing, receptacle = TASKS[name]
     target, peg = f"target_{thing}", thing == "peg"
-    module = suite_module("manipulator")
-    spec = parse_spec(*module.make_model(use_peg=peg, insert=receptacle is not None))
+    spec = read_spec("manipulator", "make_model", use_peg=peg, insert=receptacle is not None)
     add_frame_sensors(spec, "body", ("hand", thing, target), "pos", "quat")
     sites = ("peg", "target_peg", "peg_tip", "target_peg_tip", *GRIPS, *GRIPS.values())
     add_site_sensors(spec, sites if peg else ("ball", "target_ball"))

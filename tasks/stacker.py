@@ -10,8 +10,7 @@ from tasks.base import (
     Task,
     add_frame_sensors,
     joint_addresses,
-    parse_spec,
-    suite_module,
+    read_spec,
 )
 from tasks.manipulator import CLOSE, add_site_sensors, observe_arm, pose, site_distance
 from tasks.rewards import tolerance
@@ -23,7 +22,7 @@ HAND_AWAY = 0.1  # m, distance of the hand from the target for full reward
 def load(name: str) -> Task:
     """Returns the task called `name`, a key of TASKS. An episode places the target."""
     boxes = tuple(f"box{i}" for i in range(TASKS[name]))
-    spec = parse_spec(*suite_module("stacker").make_model(n_boxes=len(boxes)))
+    spec = read_spec("stacker", "make_model", n_boxes=len(boxes))
     add_frame_sensors(spec, "body", ("hand", *boxes), "pos", "quat")
     add_frame_sensors(spec, "body", ("target",), "pos")
     add_site_sensors(spec, ("grasp", "target", *boxes))

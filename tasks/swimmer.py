@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, parse_spec, suite_module
+from tasks.base import Physics, Task, read_spec
 from tasks.rewards import tolerance
 
 TASKS = {"swimmer6": 6, "swimmer15": 15}  # task -> links
@@ -12,7 +12,7 @@ TASKS = {"swimmer6": 6, "swimmer15": 15}  # task -> links
 def load(name: str) -> Task:
     """Returns the task called `name`, a key of TASKS. An episode places the target."""
     links = TASKS[name]
-    spec = parse_spec(*suite_module("swimmer").get_model_and_assets(links))
+    spec = read_spec("swimmer", n_joints=links)
     model = spec.compile()
     radius = model.geom("target").size[0]
     return Task(

@@ -29,6 +29,7 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
+import buffers
 from tasks.base import InitialStates, Physics, Task
 
 # Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
@@ -36,11 +37,12 @@ from tasks.base import InitialStates, Physics, Task
 jax.config.update("jax_default_matmul_precision", "highest")
 
 DOMAINS = ("acrobot", "cartpole", "cheetah", "hopper", "humanoid", "pendulum", "walker")
-ENGINES = ("native", "mjx")
+ENGINES = ("native", "mjx", "warp")
+HEADROOM = 2.0  # of warp's buffers, over what random play needed
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
 MAX_DISTINCT = 1024  # of them drawn before the first step; a larger pool repeats these
 REFRESH = 32  # initial states renewed at each `refresh`
-MAX_ENVS, MAX_THREADS = 2**20, 1024
+MAX_ENVS, MAX_THREADS, MAX_HEADROOM = 2**20, 1024, 1000
 MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
 
 
@@ -82,6 +84,7 @@ class EnvState:
     truncated: jax.Array  # (N,)  bool: the time limit ended, next_obs still has a value
     step_count: jax.Array  # (N,)  int32, control steps of the present episode
     nonfinite_count: jax.Array  # (N,)  int32, non-finite states contained so far
+    overflow: jax.Array  # (N,)  int32, the engine's buffers that were too small so far; 0: none
     pool: InitialState  # (N, K, ...)  where resets draw from
     key: jax.Array  # (N,)  which initial state is drawn
 
@@ -125,8 +128,13 @@ class NativeEngine:
         self._splits = np.cumsum(sizes)[:-1].tolist()  # of a result's row, see _host_step
         self._row_size = sum(sizes)
 
-    def step(self, state: PhysicsState, ctrl: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """Steps N environments. ctrl: (N, nu). Returns the state and sensors (N, nsensordata)."""
+    def step(
+        self, state: PhysicsState, ctrl: jax.Array
+    ) -> tuple[PhysicsState, jax.Array, jax.Array]:
+        """Steps N environments. ctrl: (N, nu).
+
+        Returns the state, sensors (N, nsensordata), overflowed buffers (N,): none.
+        """
         # One array in, one out: each costs the callback some 20 microseconds.
         rows = [state.qpos, state.qvel, state.act, state.warmstart, ctrl]
         result = jax.pure_callback(
@@ -136,7 +144,7 @@ class NativeEngine:
             vmap_method="broadcast_all",
         )
         *physics, sensordata = jnp.split(result, self._splits, axis=1)
-        return PhysicsState(*physics), sensordata
+        return PhysicsState(*physics), sensordata, jnp.zeros(len(ctrl), jnp.int32)
 
     def _host_step(self, rows: jax.Array) -> np.ndarray:
         """(..., qpos, qvel, act, warmstart, ctrl) -> (..., qpos, qvel, act, warmstart, sensors)."""
@@ -169,9 +177,8 @@ class MjxEngine:
     """MJX, impl `jax`: physics as part of the compiled program, on GPU, TPU or CPU."""
 
     def __init__(self, model: mujoco.MjModel, num_substeps: int):
-        with contextlib.redirect_stdout(None):  # it says so where the optional warp is missing
-            from mujoco import mjx
-            from mujoco.mjx._src import collision_driver, collision_primitive
+        mjx = _import_mjx()
+        from mujoco.mjx._src import collision_driver, collision_primitive
 
         pair = (mjx.GeomType.PLANE, mjx.GeomType.CAPSULE)
         collider = collision_primitive.collider(ncon=2)(_plane_capsule)
@@ -185,10 +192,13 @@ class MjxEngine:
         self._data = mjx.make_data(model, impl="jax")
         self._num_substeps = num_substeps
 
-    def step(self, state: PhysicsState, ctrl: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """Steps N environments. ctrl: (N, nu). Returns the state and sensors (N, nsensordata)."""
+    def step(
+        self, state: PhysicsState, ctrl: jax.Array
+    ) -> tuple[PhysicsState, jax.Array, jax.Array]:
+        """As `NativeEngine.step`."""
         with self._contacts():  # while it is traced
-            return jax.vmap(self._step_one)(state, ctrl)
+            state, sensordata = jax.vmap(self._step_one)(state, ctrl)
+        return state, sensordata, jnp.zeros(len(ctrl), jnp.int32)
 
     def _load(self, state: PhysicsState, ctrl: jax.Array, sensordata: jax.Array):
         return self._data.replace(
@@ -235,10 +245,76 @@ def _plane_capsule(plane: Any, capsule: Any) -> tuple[jax.Array, jax.Array, jax.
     return distances, points, jnp.stack([frame, frame])
 
 
+class WarpEngine:
+    """MJX, impl `warp`: full contacts; for an NVIDIA GPU, and for a CPU in tests.
+
+    Contacts and constraint rows live in buffers of a fixed size, `sizes` for each environment.
+    Contacts are shared by all N, so where these overflow, every environment's step is marked.
+    Inside an outer `vmap` over M batches, give M times the headroom.
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, num_substeps: int, num_envs: int, sizes: buffers.Sizes
+    ):
+        mjx = _import_mjx()
+        import warp
+        from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType as Overflow
+
+        warp.config.log_level = warp.LOG_WARNING  # not a line for each kernel that is loaded
+        model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)  # as in MjxEngine
+        self._mjx, self._num_substeps, self.sizes = mjx, num_substeps, sizes
+        # Not a solver that ran out of iterations: that is allowed, as in C.
+        self._full = Overflow.NEFC | Overflow.NJMAX_NNZ | Overflow.CCD
+        self._full = int(self._full | Overflow.BROADPHASE | Overflow.NARROWPHASE)
+        quiet = {"opt._impl.warn_overflow": 0}  # no line from each environment: we count and raise
+        self._model = mjx.put_model(model, impl="warp").tree_replace(quiet)
+        # Position and velocity sensors read no forces, so here there are none to compute.
+        idle = model.opt.disableflags | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
+        self._sensing = self._model.tree_replace({"opt.disableflags": mjx.DisableBit(idle)})
+        stages = np.repeat(model.sensor_needstage, model.sensor_dim)
+        self._fresh = stages != mujoco.mjtStage.mjSTAGE_ACC  # (nsensordata,)
+        contacts = num_envs * sizes.contacts
+        self._data = mjx.make_data(model, impl="warp", naconmax=contacts, njmax=sizes.rows)
+
+    def step(
+        self, state: PhysicsState, ctrl: jax.Array
+    ) -> tuple[PhysicsState, jax.Array, jax.Array]:
+        """As `NativeEngine.step`; an overflowed buffer is a bit of MuJoCo Warp's OverflowType."""
+        return jax.vmap(self._step_one)(state, ctrl)
+
+    def _step_one(self, state: PhysicsState, ctrl: jax.Array):
+        fields = {"qpos": state.qpos, "qvel": state.qvel, "act": state.act, "ctrl": ctrl}
+        data = self._data.replace(**fields, qacc_warmstart=state.warmstart)
+        data, _ = jax.lax.scan(
+            lambda data, _: (self._mjx.step(self._model, data), None),
+            data,
+            length=self._num_substeps,
+        )
+        # Sensors of the acceleration stage keep the last substep's values, as in dm_control.
+        sensed = self._mjx.forward(self._sensing, data)
+        sensordata = jnp.where(self._fresh, sensed.sensordata, data.sensordata)
+        state = PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart)
+        return state, sensordata, data._impl.overflow & self._full
+
+
+def _import_mjx():
+    with contextlib.redirect_stdout(None):  # it says so where the optional warp is missing
+        from mujoco import mjx
+    return mjx
+
+
 class VectorEnv:
     """N copies of one task on one engine, with auto-reset. Made by `make`."""
 
-    def __init__(self, task: Task, num_envs: int, engine: str, seed: int, num_threads: int):
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int,
+        engine: str,
+        seed: int,
+        num_threads: int,
+        headroom: float = HEADROOM,
+    ):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
         self._initial = InitialStates(task.domain, task.name, seed)
@@ -253,8 +329,13 @@ class VectorEnv:
         substeps = self._initial.num_substeps
         if engine == "native":
             self._engine = NativeEngine(task.model, substeps, num_threads)
-        else:
+        elif engine == "mjx":
             self._engine = MjxEngine(task.model, substeps)
+        else:
+            starts = self._initial.draw(0, buffers.EPISODES)
+            sizes = buffers.measure(task.model, substeps, starts).scaled(headroom)
+            self._engine = WarpEngine(task.model, substeps, num_envs, sizes)
+        self._headroom = headroom
         self._background = concurrent.futures.ThreadPoolExecutor(1, "initial-states")
         self._next_refresh: tuple[int, concurrent.futures.Future] | None = None
         columns = -(-MIN_POOL // num_envs)  # K: the pool is (N, K)
@@ -301,7 +382,7 @@ class VectorEnv:
         """
         action = jnp.clip(action, -1.0, 1.0)
         ctrl = self._ctrl_middle + self._ctrl_half_range * action
-        physics, sensordata = self._engine.step(state.physics, ctrl)
+        physics, sensordata, overflow = self._engine.step(state.physics, ctrl)
         view = Physics(
             physics.qpos,
             physics.qvel,
@@ -312,6 +393,7 @@ class VectorEnv:
         )
         obs, reward = jax.vmap(self.task.observe)(view), jax.vmap(self.task.reward)(view)
         finite = _all_valid((action, physics, obs, reward))  # MuJoCo takes a NaN action for 0
+        finite &= overflow == 0  # contacts were lost: not a state of this task
         if self.task.terminated is None:
             terminated = ~finite
         else:
@@ -328,11 +410,13 @@ class VectorEnv:
             episode=_select(done, start.episode, state.episode),
             obs=_select(done, start.obs, next_obs),
             next_obs=next_obs,
-            reward=jnp.where(finite, reward, 0.0),
+            # After an overflow there is none, and a return that includes it says so: see `check`.
+            reward=jnp.where(overflow == 0, jnp.where(finite, reward, 0.0), jnp.nan),
             terminated=terminated,
             truncated=truncated,
             step_count=jnp.where(done, 0, step_count),
             nonfinite_count=state.nonfinite_count + ~finite,
+            overflow=state.overflow | overflow,
             pool=state.pool,
             key=keys[:, 1],
         )
@@ -344,7 +428,11 @@ class VectorEnv:
           state: the environments; only their pool changes, and the old pool is donated.
           index: 1, 2, 3 ...: which new states. The same index always gives the same states. The
             next index is drawn in the background meanwhile.
+
+        Raises:
+          UsageError: as `check`.
         """
+        self.check(jnp.where(state.overflow == 0, 0.0, jnp.nan))
         pool_size = state.pool.obs.shape[0] * state.pool.obs.shape[1]
         count = min(REFRESH, pool_size)
         if self._next_refresh is None or self._next_refresh[0] != index:
@@ -354,6 +442,21 @@ class VectorEnv:
         self._next_refresh = (index + 1, following)
         rows = (np.arange(count) + (index - 1) * count) % pool_size
         return state.replace(pool=_write_pool(state.pool, rows, fresh))
+
+    def check(self, numbers: Any) -> Any:
+        """Returns `numbers`, a pytree such as rewards or returns; not jittable.
+
+        Raises:
+          UsageError: one is NaN, because a buffer of `warp` overflowed; it names the flag.
+        """
+        if self.engine == "warp" and any(np.isnan(x).any() for x in jax.tree.leaves(numbers)):
+            sizes = self._engine.sizes
+            raise UsageError(
+                f"--warp-headroom: {self._headroom:g} is too little: {self.env_id} needed more than"
+                f" {sizes.contacts} contacts or {sizes.rows} constraint rows an environment; try"
+                f" --warp-headroom {2 * self._headroom:g}"
+            )
+        return numbers
 
     def _begin(self, start: InitialState, pool: InitialState, keys: jax.Array) -> EnvState:
         zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
@@ -368,6 +471,7 @@ class VectorEnv:
             truncated=jnp.array(no),
             step_count=count,
             nonfinite_count=jnp.array(count),
+            overflow=jnp.array(count),
             pool=pool,
             key=keys,
         )
@@ -466,14 +570,25 @@ def choose_engine(engine: str) -> str:
     """Turns "auto" into the engine that suits the device JAX computes on.
 
     Raises:
-      UsageError: no such engine.
+      UsageError: no such engine, or not on this machine.
     """
+    nvidia = "nvidia" in jax.devices()[0].device_kind.lower()
     if engine == "auto":
-        return "native" if jax.default_backend() == "cpu" else "mjx"
+        if jax.default_backend() == "cpu":
+            return "native"
+        return "warp" if nvidia and _importable("mujoco.mjx") and _importable("warp") else "mjx"
     if engine not in ENGINES:
         raise UsageError(f"--engine: {engine!r} is not one of auto, {', '.join(ENGINES)}")
-    if engine == "mjx" and not _importable("mujoco.mjx"):
-        raise UsageError("--engine: mjx needs the package mujoco-mjx; `pip install mujoco-mjx`")
+    if engine != "native" and not _importable("mujoco.mjx"):
+        raise UsageError(
+            f"--engine: {engine} needs the package mujoco-mjx; `pip install mujoco-mjx`"
+        )
+    if engine == "warp" and not _importable("warp"):
+        raise UsageError(
+            "--engine: warp needs the package warp-lang; `pip install -r requirements-warp.txt`"
+        )
+    if engine == "warp" and not nvidia and jax.default_backend() != "cpu":
+        raise UsageError("--engine: warp needs an NVIDIA GPU or a CPU; `mjx` runs on any device")
     return engine
 
 
@@ -485,16 +600,22 @@ def _importable(module: str) -> bool:
 
 
 def make(
-    env_id: str, num_envs: int, engine: str = "auto", seed: int = 0, num_threads: int = 0
+    env_id: str,
+    num_envs: int,
+    engine: str = "auto",
+    seed: int = 0,
+    num_threads: int = 0,
+    headroom: float = HEADROOM,
 ) -> VectorEnv:
     """Makes `num_envs` copies of a task.
 
     Args:
       env_id: one of `task_ids()`.
       num_envs: N.
-      engine: "native" (MuJoCo in C, on the CPU), "mjx" or "auto".
+      engine: "native" (MuJoCo in C, on the CPU), "mjx", "warp" or "auto".
       seed: of the initial states.
       num_threads: threads of `native`; 0 takes all cores.
+      headroom: size of the buffers of `warp`, over what random play needed.
 
     Raises:
       UsageError: an unknown task or engine, or a size that is not positive.
@@ -506,7 +627,10 @@ def make(
         raise UsageError(f"--num-threads: needs {bounds}, got {num_threads}")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed: needs 0 to {2**32 - 1}, got {seed}")
-    return VectorEnv(load_task(env_id), num_envs, choose_engine(engine), seed, num_threads)
+    if not 0 < headroom <= MAX_HEADROOM:
+        raise UsageError(f"--warp-headroom: needs more than 0, at most {MAX_HEADROOM}")
+    chosen = choose_engine(engine)
+    return VectorEnv(load_task(env_id), num_envs, chosen, seed, num_threads, headroom)
 
 
 def task_table() -> str:

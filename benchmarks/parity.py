@@ -1,7 +1,7 @@
 """Our environments against dm_control's, control step by control step, from the same states.
 
     python benchmarks/parity.py                      # every task on native, STEPS steps
-    python benchmarks/parity.py --engine mjx
+    python benchmarks/parity.py --engine mjx         # or warp
 
 Both step from the same state (rounded to float32, what an `EnvState` holds), with the solver's
 warm start at zero and the same random action, at each of `steps` states that dm_control visits.
@@ -26,7 +26,7 @@ from dm_control import suite
 
 import envs
 
-STEPS = {"native": 200, "mjx": 20}  # states compared, spread over 200 control steps
+STEPS = {"native": 200, "mjx": 20, "warp": 20}  # states compared, spread over 200 control steps
 CSV_PATH = pathlib.Path(__file__).with_name("parity.csv")
 
 

@@ -244,9 +244,9 @@ def test_native_steps_from_the_states_own_warm_start():
     engine = envs.NativeEngine(model, 1, 1)
     ctrl = actions(env)
     cold = state.physics.replace(warmstart=jnp.zeros_like(state.physics.warmstart))
-    first, _ = engine.step(cold, ctrl)
-    warm, _ = engine.step(state.physics, ctrl)
-    again, _ = engine.step(cold, ctrl)
+    first, *_ = engine.step(cold, ctrl)
+    warm, *_ = engine.step(state.physics, ctrl)
+    again, *_ = engine.step(cold, ctrl)
     assert_same(first, again)
     assert not np.array_equal(first.qvel, warm.qvel)
 
@@ -264,7 +264,7 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
     for i in range(30):
         state = stepper(env)(state, actions(env, i))  # until there are contacts
     ctrl = actions(env)
-    after, sensordata = env._engine.step(state.physics, ctrl)
+    after, sensordata, _ = env._engine.step(state.physics, ctrl)
     model = env.task.model
     substeps = round(env.control_timestep / model.opt.timestep)
     for i in range(N):

@@ -264,8 +264,8 @@ class WarpEngine:
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)  # as in MjxEngine
         self._mjx, self._num_substeps, self.sizes = mjx, num_substeps, sizes
         # Not a solver that ran out of iterations: that is allowed, as in C.
-        self._full = Overflow.NEFC | Overflow.NJMAX_NNZ | Overflow.CCD
-        self._full = int(self._full | Overflow.BROADPHASE | Overflow.NARROWPHASE)
+        contacts, rows = ("BROADPHASE", "NARROWPHASE", "CCD"), ("NEFC", "NJMAX_NNZ")
+        self._full = int(sum(Overflow[name] for name in contacts + rows))
         quiet = {"opt._impl.warn_overflow": 0}  # no line from each environment: we count and raise
         self._model = mjx.put_model(model, impl="warp").tree_replace(quiet)
         # Position and velocity sensors read no forces, so here there are none to compute.
@@ -273,8 +273,8 @@ class WarpEngine:
         self._sensing = self._model.tree_replace({"opt.disableflags": mjx.DisableBit(idle)})
         stages = np.repeat(model.sensor_needstage, model.sensor_dim)
         self._fresh = stages != mujoco.mjtStage.mjSTAGE_ACC  # (nsensordata,)
-        contacts = num_envs * sizes.contacts
-        self._data = mjx.make_data(model, impl="warp", naconmax=contacts, njmax=sizes.rows)
+        room = {"naconmax": num_envs * sizes.contacts, "njmax": sizes.rows}
+        self._data = mjx.make_data(model, impl="warp", **room)
 
     def step(
         self, state: PhysicsState, ctrl: jax.Array
@@ -285,11 +285,8 @@ class WarpEngine:
     def _step_one(self, state: PhysicsState, ctrl: jax.Array):
         fields = {"qpos": state.qpos, "qvel": state.qvel, "act": state.act, "ctrl": ctrl}
         data = self._data.replace(**fields, qacc_warmstart=state.warmstart)
-        data, _ = jax.lax.scan(
-            lambda data, _: (self._mjx.step(self._model, data), None),
-            data,
-            length=self._num_substeps,
-        )
+        substep = functools.partial(self._mjx.step, self._model)
+        data = jax.lax.fori_loop(0, self._num_substeps, lambda _, data: substep(data), data)
         # Sensors of the acceleration stage keep the last substep's values, as in dm_control.
         sensed = self._mjx.forward(self._sensing, data)
         sensordata = jnp.where(self._fresh, sensed.sensordata, data.sensordata)

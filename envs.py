@@ -260,6 +260,9 @@ class WarpEngine:
         import warp
         from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType as Overflow
 
+        import warp_contacts
+
+        warp_contacts.install()
         warp.config.log_level = warp.LOG_WARNING  # not a line for each kernel that is loaded
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)  # as in MjxEngine
         self._mjx, self._num_substeps, self.sizes = mjx, num_substeps, sizes

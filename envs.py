@@ -580,13 +580,11 @@ def choose_engine(engine: str) -> str:
     if engine not in ENGINES:
         raise UsageError(f"--engine: {engine!r} is not one of auto, {', '.join(ENGINES)}")
     if engine != "native" and not _importable("mujoco.mjx"):
-        raise UsageError(
-            f"--engine: {engine} needs the package mujoco-mjx; `pip install mujoco-mjx`"
-        )
+        fix = "`pip install mujoco-mjx`"
+        raise UsageError(f"--engine: {engine} needs the package mujoco-mjx; {fix}")
     if engine == "warp" and not _importable("warp"):
-        raise UsageError(
-            "--engine: warp needs the package warp-lang; `pip install -r requirements-warp.txt`"
-        )
+        fix = "`pip install -r requirements-warp.txt`"
+        raise UsageError(f"--engine: warp needs the package warp-lang; {fix}")
     if engine == "warp" and not nvidia and jax.default_backend() != "cpu":
         raise UsageError("--engine: warp needs an NVIDIA GPU or a CPU; `mjx` runs on any device")
     return engine

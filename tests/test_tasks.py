@@ -56,7 +56,7 @@ def test_mjx_agrees_with_dm_control(env_id):
 
 
 # warp computes in float32 too, and its solver stops at a tolerance of 1e-6 where C has 1e-8.
-WARP_TOLERANCE = MJX_TOLERANCE
+WARP_TOLERANCE = MJX_TOLERANCE | {"cartpole-balance": 2e-6, "cheetah-run": 2e-4}
 
 
 @pytest.mark.slow

@@ -10,17 +10,12 @@ in. They differ where an episode ended. `python envs.py` prints the table of tas
 """
 
 import concurrent.futures
-import contextlib
 import copy
 import difflib
 import functools
 import importlib
 import importlib.util
-import math
-import os
-import threading
 from typing import Any
-from unittest import mock
 
 import flax.struct
 import jax
@@ -29,6 +24,10 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
+from engines import PhysicsState, buffers
+from engines.mjx import MjxEngine
+from engines.native import NativeEngine
+from engines.warp import WarpEngine
 from tasks.base import InitialStates, Physics, Task, episode_rows, read_rows, write_rows
 
 # Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
@@ -38,27 +37,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "dog", "finger", "fish", "hopper")
 DOMAINS += ("humanoid", "humanoid_CMU", "manipulator", "pendulum", "point_mass", "quadruped")
 DOMAINS += ("reacher", "stacker", "swimmer", "walker")
-ENGINES = ("native", "mjx")
+ENGINES = ("native", "mjx", "warp")
+HEADROOM = 2.0  # of warp's buffers, over what random play needed
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
 MAX_DISTINCT = 128  # of them drawn before the first step, at up to 15 ms each; the pool repeats
 # these until `refresh` has replaced them. A number and not a time: any machine draws the same.
 REFRESH = 32  # initial states renewed at each `refresh`
-MAX_ENVS, MAX_THREADS = 2**20, 1024
+MAX_ENVS, MAX_THREADS, MAX_HEADROOM = 2**20, 1024, 1000
 MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
 
 
 class UsageError(ValueError):
     """A request that cannot be served; its message is one line that says what to change."""
-
-
-@flax.struct.dataclass
-class PhysicsState:
-    """What an engine steps: everything that the next physics step depends on."""
-
-    qpos: jax.Array  # (N, nq)
-    qvel: jax.Array  # (N, nv)
-    act: jax.Array  # (N, na)
-    warmstart: jax.Array  # (N, nv)  accelerations from which the constraint solver starts
 
 
 @flax.struct.dataclass
@@ -85,6 +75,7 @@ class EnvState:
     truncated: jax.Array  # (N,)  bool: the time limit ended, next_obs still has a value
     step_count: jax.Array  # (N,)  int32, control steps of the present episode
     nonfinite_count: jax.Array  # (N,)  int32, non-finite states contained so far
+    overflow: jax.Array  # (N,)  int32, the engine's buffers that were too small so far; 0: none
     pool: InitialState  # (N, K, ...)  where resets draw from
     key: jax.Array  # (N,)  which initial state is drawn
 
@@ -105,165 +96,18 @@ class Sensors:
         return {name: sensordata[..., where] for name, where in self._slices.items()}
 
 
-class NativeEngine:
-    """MuJoCo in C on all cores, inside the jitted program by `jax.pure_callback`.
-
-    Each call loads every environment's state, steps it, brings position and velocity sensors up
-    to date as dm_control does, and hands state and sensors back. What it keeps is a cache: where
-    a step is one substep, the final position and velocity stages are half the work, and they are
-    also the first half of the next call if it comes with the same bits, as it does unless the
-    environment was reset. So the state is rounded to float32 before these stages, not after.
-    """
-
-    def __init__(self, model: mujoco.MjModel, num_substeps: int, num_threads: int = 0, rows=None):
-        self._model, self._rows = model, rows or {}
-        # A diverged state must come back as it is, to be counted, and not be reset in silence.
-        self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-        self._num_substeps = num_substeps
-        # With more substeps the cache costs more than it saves; and it holds for one model.
-        self._persistent = num_substeps == 1 and not self._rows
-        self._num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._batches: dict[int, mujoco.batch.Batch] = {}
-        self._lock = threading.Lock()
-        sizes = [model.nq, model.nv, model.na, model.nv]
-        self._output_size = sum(sizes) + model.nsensordata
-        episode = [value.size for value in read_rows(model, self._rows).values()]
-        self._splits = np.cumsum([*sizes, model.nu, *episode])[:-1].tolist()  # see _host_step
-
-    def step(
-        self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]
-    ) -> tuple[PhysicsState, jax.Array]:
-        """Steps N environments. Returns the state and sensors (N, nsensordata).
-
-        Args:
-          state: of N environments.
-          ctrl: (N, nu).
-          episode: values of the model that differ by environment, field -> (N, k, dim).
-        """
-        # One array in, one out: each costs the callback some 20 microseconds.
-        inputs = [state.qpos, state.qvel, state.act, state.warmstart, ctrl]
-        inputs += [episode[field].reshape(len(ctrl), -1) for field in self._rows]
-        result = jax.pure_callback(
-            self._host_step,
-            jax.ShapeDtypeStruct((len(ctrl), self._output_size), np.float32),
-            jnp.concatenate(inputs, axis=1),
-            vmap_method="broadcast_all",
-        )
-        *physics, sensordata = jnp.split(result, self._splits[:4], axis=1)
-        return PhysicsState(*physics), sensordata
-
-    def _host_step(self, inputs: jax.Array) -> np.ndarray:
-        """State, controls and episode, side by side (..., n) -> state and sensors (..., m)."""
-        inputs, leading = np.asarray(inputs), inputs.shape[:-1]  # (N,), and under vmap (..., N)
-        count = math.prod(leading)
-        velocity_stage = mujoco.mjtStage.mjSTAGE_VEL.value
-        with self._lock:
-            if count not in self._batches:
-                self._batches[count] = mujoco.batch.Batch(
-                    self._model, count, self._num_threads, persistent=self._persistent
-                )
-            batch = self._batches[count]
-            state = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
-            fields = [(batch.expand(field), ids) for field, ids in self._rows.items()]
-            values = np.split(inputs.reshape(count, -1), self._splits, axis=1)
-            for array, value in zip((*state, batch.ctrl), values, strict=False):
-                array[:] = value
-            for (array, ids), value in zip(fields, values[5:], strict=True):
-                array[:, ids] = value.reshape(array[:, ids].shape)
-            sensordata = batch.bind("sensordata")
-            if self._persistent:
-                batch.step()
-                for array in state:
-                    array[:] = array.astype(np.float32)
-                batch.forward(stage=velocity_stage)
-            else:
-                batch.step(nstep=self._num_substeps, stage=velocity_stage)
-            result = np.concatenate((*state, sensordata), axis=1, dtype=np.float32)
-        return result.reshape(*leading, self._output_size)
-
-
-class MjxEngine:
-    """MJX, impl `jax`: physics as part of the compiled program, on GPU, TPU or CPU."""
-
-    def __init__(self, model: mujoco.MjModel, num_substeps: int, rows: dict[str, np.ndarray]):
-        with contextlib.redirect_stdout(None):  # it says so where the optional warp is missing
-            from mujoco import mjx
-            from mujoco.mjx._src import collision_driver, collision_primitive
-
-        pair = (mjx.GeomType.PLANE, mjx.GeomType.CAPSULE)
-        collider = collision_primitive.collider(ncon=2)(_plane_capsule)
-        self._contacts = functools.partial(
-            mock.patch.dict, collision_driver._COLLISION_FUNC, {pair: collider}
-        )
-        # MJX refuses the energy flag, which computes energies and changes no dynamics.
-        model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
-        self._mjx, self._rows = mjx, rows
-        self._model = mjx.put_model(model, impl="jax")
-        self._data = mjx.make_data(model, impl="jax")
-        self._num_substeps = num_substeps
-
-    def step(
-        self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]
-    ) -> tuple[PhysicsState, jax.Array]:
-        """As `NativeEngine.step`."""
-        with self._contacts():  # while it is traced
-            return jax.vmap(self._step_one)(state, ctrl, episode)
-
-    def _load(self, state: PhysicsState, ctrl: jax.Array, sensordata: jax.Array):
-        return self._data.replace(
-            qpos=state.qpos,
-            qvel=state.qvel,
-            act=state.act,
-            qacc_warmstart=state.warmstart,
-            ctrl=ctrl,
-            sensordata=sensordata,
-        )
-
-    def _step_one(self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]):
-        mjx, model = self._mjx, self._model
-        fields = {name: jnp.asarray(getattr(model, name)) for name in self._rows}
-        fields = {
-            name: fields[name].at[ids].set(episode[name].reshape(fields[name][ids].shape))
-            for name, ids in self._rows.items()
-        }
-        model = model.replace(**fields)
-
-        def substep(carry, _):
-            data = mjx.step(model, self._load(carry[0], ctrl, carry[1]))
-            state = PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart)
-            return (state, data.sensordata), None
-
-        carry = (state, self._data.sensordata)
-        (state, sensordata), _ = jax.lax.scan(substep, carry, length=self._num_substeps)
-        # The position and velocity stages at the new state; XLA drops what no sensor reads.
-        data = mjx.fwd_position(model, self._load(state, ctrl, sensordata))
-        data = mjx.fwd_velocity(model, mjx.sensor_pos(model, data))
-        return state, mjx.sensor_vel(model, data).sensordata
-
-
-def _plane_capsule(plane: Any, capsule: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The contacts of a capsule's two ends with a plane: distances (2,), points, frames (2, 3, 3).
-
-    As in C, the first tangent follows the capsule. MJX's own turns it to the world's y for a steep
-    capsule, and a pyramidal friction cone with it: on humanoid-run the next observation was then
-    off by a quarter (benchmarks/NOTES.md).
-    """
-    normal, axis = plane.mat[:, 2], capsule.mat[:, 2]
-    along = axis - normal * jnp.dot(normal, axis)
-    length = jnp.sqrt(jnp.maximum(jnp.dot(along, along), 1e-30))
-    tangent = jnp.where(length < 1e-12, jnp.roll(normal, 1), along / length)
-    frame = jnp.stack([normal, tangent, jnp.cross(normal, tangent)])
-    ends = capsule.pos + jnp.array([[1.0], [-1.0]]) * axis * capsule.size[1]
-    radius = capsule.size[0]
-    distances = (ends - plane.pos) @ normal - radius
-    points = ends - (radius + distances / 2)[:, None] * normal
-    return distances, points, jnp.stack([frame, frame])
-
-
 class VectorEnv:
     """N copies of one task on one engine, with auto-reset. Made by `make`."""
 
-    def __init__(self, task: Task, num_envs: int, engine: str, seed: int, num_threads: int):
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int,
+        engine: str,
+        seed: int,
+        num_threads: int,
+        headroom: float = HEADROOM,
+    ):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
         self._initial = InitialStates(task, seed)
@@ -279,8 +123,13 @@ class VectorEnv:
         substeps = self._initial.num_substeps
         if engine == "native":
             self._engine = NativeEngine(task.model, substeps, num_threads, self._rows)
-        else:
+        elif engine == "mjx":
             self._engine = MjxEngine(task.model, substeps, self._rows)
+        else:
+            starts, _ = self._initial.draw(0, buffers.EPISODES)
+            sizes = buffers.measure(task.model, substeps, starts).scaled(headroom)
+            self._engine = WarpEngine(task.model, substeps, num_envs, sizes, self._rows)
+        self._headroom = headroom
         self._background = concurrent.futures.ThreadPoolExecutor(1, "initial-states")
         self._next_refresh: tuple[int, concurrent.futures.Future] | None = None
         columns = -(-MIN_POOL // num_envs)  # K: the pool is (N, K)
@@ -330,7 +179,7 @@ class VectorEnv:
         """
         action = jnp.clip(action, -1.0, 1.0)
         ctrl = self._ctrl_middle + self._ctrl_half_range * action
-        physics, sensordata = self._engine.step(state.physics, ctrl, state.episode)
+        physics, sensordata, overflow = self._engine.step(state.physics, ctrl, state.episode)
         view = Physics(
             physics.qpos,
             physics.qvel,
@@ -341,6 +190,7 @@ class VectorEnv:
         )
         obs, reward = jax.vmap(self.task.observe)(view), jax.vmap(self.task.reward)(view)
         finite = _all_valid((action, physics, obs, reward))  # MuJoCo takes a NaN action for 0
+        finite &= overflow == 0  # contacts were lost: not a state of this task
         if self.task.terminated is None:
             terminated = ~finite
         else:
@@ -357,11 +207,13 @@ class VectorEnv:
             episode=_select(done, start.episode, state.episode),
             obs=_select(done, start.obs, next_obs),
             next_obs=next_obs,
-            reward=jnp.where(finite, reward, 0.0),
+            # After an overflow there is none, and a return that includes it says so: see `check`.
+            reward=jnp.where(overflow == 0, jnp.where(finite, reward, 0.0), jnp.nan),
             terminated=terminated,
             truncated=truncated,
             step_count=jnp.where(done, 0, step_count),
             nonfinite_count=state.nonfinite_count + ~finite,
+            overflow=state.overflow | overflow,
             pool=state.pool,
             key=keys[:, 1],
         )
@@ -373,7 +225,11 @@ class VectorEnv:
           state: the environments; only their pool changes, and the old pool is donated.
           index: 1, 2, 3 ...: which new states. The same index always gives the same states. The
             next index is drawn in the background meanwhile.
+
+        Raises:
+          UsageError: as `check`.
         """
+        self.check(jnp.where(state.overflow == 0, 0.0, jnp.nan))
         pool_size = state.pool.obs.shape[0] * state.pool.obs.shape[1]
         count = min(REFRESH, pool_size)
         if self._next_refresh is None or self._next_refresh[0] != index:
@@ -383,6 +239,21 @@ class VectorEnv:
         self._next_refresh = (index + 1, following)
         rows = (np.arange(count) + (index - 1) * count) % pool_size
         return state.replace(pool=_write_pool(state.pool, rows, fresh))
+
+    def check(self, numbers: Any) -> Any:
+        """Returns `numbers`, a pytree such as rewards or returns; not jittable.
+
+        Raises:
+          UsageError: one is NaN, because a buffer of `warp` overflowed; it names the flag.
+        """
+        if self.engine == "warp" and any(np.isnan(x).any() for x in jax.tree.leaves(numbers)):
+            sizes = self._engine.sizes
+            raise UsageError(
+                f"--warp-headroom: {self._headroom:g} is too little: {self.env_id} needed more than"
+                f" {sizes.contacts} contacts or {sizes.rows} constraint rows an environment; try"
+                f" --warp-headroom {2 * self._headroom:g}"
+            )
+        return numbers
 
     def _begin(self, start: InitialState, pool: InitialState, keys: jax.Array) -> EnvState:
         zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
@@ -397,6 +268,7 @@ class VectorEnv:
             truncated=jnp.array(no),
             step_count=count,
             nonfinite_count=jnp.array(count),
+            overflow=jnp.array(count),
             pool=pool,
             key=keys,
         )
@@ -497,14 +369,23 @@ def choose_engine(engine: str) -> str:
     """Turns "auto" into the engine that suits the device JAX computes on.
 
     Raises:
-      UsageError: no such engine.
+      UsageError: no such engine, or not on this machine.
     """
+    nvidia = "nvidia" in jax.devices()[0].device_kind.lower()
     if engine == "auto":
-        return "native" if jax.default_backend() == "cpu" else "mjx"
+        if jax.default_backend() == "cpu":
+            return "native"
+        return "warp" if nvidia and _importable("mujoco.mjx") and _importable("warp") else "mjx"
     if engine not in ENGINES:
         raise UsageError(f"--engine: {engine!r} is not one of auto, {', '.join(ENGINES)}")
-    if engine == "mjx" and not _importable("mujoco.mjx"):
-        raise UsageError("--engine: mjx needs the package mujoco-mjx; `pip install mujoco-mjx`")
+    if engine != "native" and not _importable("mujoco.mjx"):
+        fix = "`pip install mujoco-mjx`"
+        raise UsageError(f"--engine: {engine} needs the package mujoco-mjx; {fix}")
+    if engine == "warp" and not _importable("warp"):
+        fix = "`pip install -r requirements-warp.txt`"
+        raise UsageError(f"--engine: warp needs the package warp-lang; {fix}")
+    if engine == "warp" and not nvidia and jax.default_backend() != "cpu":
+        raise UsageError("--engine: warp needs an NVIDIA GPU or a CPU; `mjx` runs on any device")
     return engine
 
 
@@ -516,16 +397,22 @@ def _importable(module: str) -> bool:
 
 
 def make(
-    env_id: str, num_envs: int, engine: str = "auto", seed: int = 0, num_threads: int = 0
+    env_id: str,
+    num_envs: int,
+    engine: str = "auto",
+    seed: int = 0,
+    num_threads: int = 0,
+    headroom: float = HEADROOM,
 ) -> VectorEnv:
     """Makes `num_envs` copies of a task.
 
     Args:
       env_id: one of `task_ids()`.
       num_envs: N.
-      engine: "native" (MuJoCo in C, on the CPU), "mjx" or "auto".
+      engine: "native" (MuJoCo in C, on the CPU), "mjx", "warp" or "auto".
       seed: of the initial states.
       num_threads: threads of `native`; 0 takes all cores.
+      headroom: size of the buffers of `warp`, over what random play needed.
 
     Raises:
       UsageError: an unknown task or engine, or a size that is not positive.
@@ -537,7 +424,10 @@ def make(
         raise UsageError(f"--num-threads: needs {bounds}, got {num_threads}")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed: needs 0 to {2**32 - 1}, got {seed}")
-    return VectorEnv(load_task(env_id), num_envs, choose_engine(engine), seed, num_threads)
+    if not 0 < headroom <= MAX_HEADROOM:
+        raise UsageError(f"--warp-headroom: needs more than 0, at most {MAX_HEADROOM}")
+    chosen = choose_engine(engine)
+    return VectorEnv(load_task(env_id), num_envs, chosen, seed, num_threads, headroom)
 
 
 def task_table() -> str:

@@ -55,9 +55,10 @@ class Args:
     seed: int = 1  # seed of everything random
     total_timesteps: int = 1_000_000  # environment steps, summed over environments
     preset: Preset = "auto"  # defaults of the other flags; auto: gpu or cpu, as JAX finds
-    engine: str = "auto"  # physics: native (MuJoCo in C), mjx, or auto
+    engine: str = "auto"  # physics: native (MuJoCo in C), mjx, warp, or auto
     num_envs: int = 1  # parallel environments N
     num_threads: int = 0  # threads of engine native; 0: all cores
+    warp_headroom: float = envs.HEADROOM  # buffers of engine warp, over what random play needed
     runs_dir: str = "runs"  # folder in which the run's folder is made
     log_interval: int = 1_000  # environment steps between log rows: one compiled train_chunk
     eval_interval: int = 10_000  # environment steps between evaluations; 0: only at the end
@@ -517,11 +518,10 @@ def main(args: Args) -> int:
     shares = ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
     runs.check_bounds(args, 0, 1, *shares)
     runs.check_writable(Path(args.runs_dir))
-    make = functools.partial(envs.make, args.env_id, engine=args.engine)
-    env = make(args.num_envs, seed=args.seed, num_threads=args.num_threads)
-    eval_env = make(
-        2 * args.eval_episodes, seed=args.seed + 1_000_003, num_threads=args.num_threads
-    )
+    physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
+    env = envs.make(args.env_id, args.num_envs, seed=args.seed, **physics)
+    eval_size, eval_seed = 2 * args.eval_episodes, args.seed + 1_000_003
+    eval_env = envs.make(args.env_id, eval_size, seed=eval_seed, **physics)
     eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
@@ -532,7 +532,7 @@ def main(args: Args) -> int:
 
     def evaluation(state: TrainState, index: int) -> Metrics:
         theta, key = state.learner.velocity_field.params, jax.random.fold_in(eval_key, index)
-        return evaluate(theta, key, eval_env, args)
+        return eval_env.check(evaluate(theta, key, eval_env, args))
 
     return runs.train(
         args,

@@ -1,7 +1,7 @@
 """Our environments against dm_control's, control step by control step, from the same states.
 
     python benchmarks/parity.py                      # every task on native, STEPS steps
-    python benchmarks/parity.py --engine mjx
+    python benchmarks/parity.py --engine mjx         # or warp
 
 Both step from the same state and control (rounded to float32, what an `EnvState` holds), with the
 solver's warm start at zero and random actions, at each of `steps` states that dm_control visits.
@@ -27,7 +27,7 @@ from dm_control import suite
 import envs
 from tasks.base import episode_rows, read_rows, write_rows
 
-STEPS = {"native": 200, "mjx": 20}  # states compared, spread over 200 control steps
+STEPS = {"native": 200, "mjx": 20, "warp": 20}  # states compared, spread over 200 control steps
 CSV_PATH = pathlib.Path(__file__).with_name("parity.csv")
 SEGMENT = 10  # control steps between two fresh starts of the environment compared with
 

@@ -222,7 +222,7 @@ def test_actions_are_scaled_and_clipped():
     env = make("humanoid-stand")  # MuJoCo clips too, but this reward reads the control itself
     view = []
     env_step = env._engine.step
-    env._engine.step = lambda state, ctrl: view.append(ctrl) or env_step(state, ctrl)
+    env._engine.step = lambda state, ctrl, ep: view.append(ctrl) or env_step(state, ctrl, ep)
     try:
         for scale in (9, 1, -0.5):
             env.step(env.reset(jax.random.key(0)), jnp.full((N, env.action_size), float(scale)))
@@ -241,12 +241,12 @@ def test_native_steps_from_the_states_own_warm_start():
         state = stepper(env)(state, actions(env, i))  # until there are contacts
     model = copy.copy(env.task.model)
     model.opt.iterations = 1  # a solver that stops early shows where it started
-    engine = envs.NativeEngine(model, 1, 1)
+    engine = envs.NativeEngine(model, 1, 1, {})
     ctrl = actions(env)
     cold = state.physics.replace(warmstart=jnp.zeros_like(state.physics.warmstart))
-    first, _ = engine.step(cold, ctrl)
-    warm, _ = engine.step(state.physics, ctrl)
-    again, _ = engine.step(cold, ctrl)
+    first, *_ = engine.step(cold, ctrl, {})
+    warm, *_ = engine.step(state.physics, ctrl, {})
+    again, *_ = engine.step(cold, ctrl, {})
     assert_same(first, again)
     assert not np.array_equal(first.qvel, warm.qvel)
 
@@ -264,7 +264,7 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
     for i in range(30):
         state = stepper(env)(state, actions(env, i))  # until there are contacts
     ctrl = actions(env)
-    after, sensordata = env._engine.step(state.physics, ctrl)
+    after, sensordata, _ = env._engine.step(state.physics, ctrl, {})
     model = env.task.model
     substeps = round(env.control_timestep / model.opt.timestep)
     for i in range(N):

@@ -55,6 +55,24 @@ def test_mjx_agrees_with_dm_control(env_id):
     assert result.highest_reward > 0.01
 
 
+# warp computes in float32 too, and its solver stops at a tolerance of 1e-6 where C has 1e-8.
+WARP_TOLERANCE = MJX_TOLERANCE | {"cartpole-balance": 2e-6, "cheetah-run": 2e-4}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not envs._importable("warp"),
+    reason="no warp-lang: `pip install -r requirements-warp.txt` (a download of 150 MB)",
+)
+@pytest.mark.parametrize("env_id", WARP_TOLERANCE)
+def test_warp_agrees_with_dm_control(env_id):
+    result, _ = parity.measure(env_id, "warp", steps=20)
+    assert result.max_rel_obs < WARP_TOLERANCE[env_id]
+    assert result.max_abs_reward < 1e-5
+    assert result.max_rel_initial_obs < NATIVE_TOLERANCE
+    assert result.highest_reward > 0.01
+
+
 @pytest.mark.parametrize(
     ("sigmoid", "value_at_margin"),
     [("gaussian", 0.1), ("gaussian", 0.5), ("linear", 0.0), ("linear", 0.5), ("quadratic", 0.0)]

@@ -1,0 +1,101 @@
+"""MJX, impl `jax`: physics as XLA code."""
+
+import contextlib
+import functools
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from engines import PhysicsState
+
+
+def import_mjx():
+    """Imports mujoco.mjx without what it prints."""
+    with contextlib.redirect_stdout(None):  # it says so where the optional warp is missing
+        from mujoco import mjx
+    return mjx
+
+
+def with_rows(model: Any, rows: dict[str, np.ndarray], episode: dict[str, jax.Array]) -> Any:
+    """An MJX model with an episode's values in it: field -> (k, dim), at row numbers (k,)."""
+    fields = {name: jnp.asarray(getattr(model, name)) for name in rows}
+    for name, ids in rows.items():
+        value = episode[name].reshape(fields[name][ids].shape)
+        fields[name] = fields[name].at[ids].set(value)
+    return model.replace(**fields)
+
+
+class MjxEngine:
+    """MJX, impl `jax`: physics as part of the compiled program, on GPU, TPU or CPU."""
+
+    def __init__(self, model: mujoco.MjModel, num_substeps: int, rows: dict[str, np.ndarray]):
+        mjx = import_mjx()
+        from mujoco.mjx._src import collision_driver, collision_primitive
+
+        pair = (mjx.GeomType.PLANE, mjx.GeomType.CAPSULE)
+        collider = collision_primitive.collider(ncon=2)(_plane_capsule)
+        self._contacts = functools.partial(
+            mock.patch.dict, collision_driver._COLLISION_FUNC, {pair: collider}
+        )
+        # MJX refuses the energy flag, which computes energies and changes no dynamics.
+        model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
+        self._mjx, self._rows = mjx, rows
+        self._model = mjx.put_model(model, impl="jax")
+        self._data = mjx.make_data(model, impl="jax")
+        self._num_substeps = num_substeps
+
+    def step(
+        self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]
+    ) -> tuple[PhysicsState, jax.Array, jax.Array]:
+        """As `NativeEngine.step`."""
+        with self._contacts():  # while it is traced
+            state, sensordata = jax.vmap(self._step_one)(state, ctrl, episode)
+        return state, sensordata, jnp.zeros(len(ctrl), jnp.int32)
+
+    def _load(self, state: PhysicsState, ctrl: jax.Array, sensordata: jax.Array):
+        return self._data.replace(
+            qpos=state.qpos,
+            qvel=state.qvel,
+            act=state.act,
+            qacc_warmstart=state.warmstart,
+            ctrl=ctrl,
+            sensordata=sensordata,
+        )
+
+    def _step_one(self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]):
+        mjx, model = self._mjx, with_rows(self._model, self._rows, episode)
+
+        def substep(carry, _):
+            data = mjx.step(model, self._load(carry[0], ctrl, carry[1]))
+            state = PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart)
+            return (state, data.sensordata), None
+
+        carry = (state, self._data.sensordata)
+        (state, sensordata), _ = jax.lax.scan(substep, carry, length=self._num_substeps)
+        # The position and velocity stages at the new state; XLA drops what no sensor reads.
+        data = mjx.fwd_position(model, self._load(state, ctrl, sensordata))
+        data = mjx.fwd_velocity(model, mjx.sensor_pos(model, data))
+        return state, mjx.sensor_vel(model, data).sensordata
+
+
+def _plane_capsule(plane: Any, capsule: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The contacts of a capsule's two ends with a plane: distances (2,), points, frames (2, 3, 3).
+
+    As in C, the first tangent follows the capsule. MJX's own turns it to the world's y for a steep
+    capsule, and a pyramidal friction cone with it: on humanoid-run the next observation was then
+    off by a quarter (benchmarks/NOTES.md).
+    """
+    normal, axis = plane.mat[:, 2], capsule.mat[:, 2]
+    along = axis - normal * jnp.dot(normal, axis)
+    length = jnp.sqrt(jnp.maximum(jnp.dot(along, along), 1e-30))
+    tangent = jnp.where(length < 1e-12, jnp.roll(normal, 1), along / length)
+    frame = jnp.stack([normal, tangent, jnp.cross(normal, tangent)])
+    ends = capsule.pos + jnp.array([[1.0], [-1.0]]) * axis * capsule.size[1]
+    radius = capsule.size[0]
+    distances = (ends - plane.pos) @ normal - radius
+    points = ends - (radius + distances / 2)[:, None] * normal
+    return distances, points, jnp.stack([frame, frame])

@@ -4,7 +4,6 @@ import copy
 import functools
 import types
 
-from engines import buffers
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import envs
+from engines import buffers
 
 needs_warp = pytest.mark.skipif(
     not envs._importable("warp"),

@@ -101,7 +101,8 @@ def test_interface(env):
     assert (env.observation_size, env.action_size, env.episode_length) == (2, 1, LIMIT)
     assert (env.control_timestep, env.engine) == (0.1, "playground (mjx)")
     state = env.reset(jax.random.key(0))
-    after = jax.jit(env.step)(state, act(env, 0.1))
+    with jax.debug_key_reuse(True):
+        after = jax.jit(env.step)(state, act(env, 0.1))
     for leaf in jax.tree.leaves((state, after)):
         assert leaf.shape[0] == N
     assert jax.tree.structure(state) == jax.tree.structure(after)

@@ -213,6 +213,7 @@ def trains(env_id, tmp_path):
     assert "eval/episodic_return_sampled" in (folder / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_whole_program_trains_on_it(library, tmp_path):
     trains("playground:SliderRun", tmp_path)
 

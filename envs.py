@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -130,6 +131,11 @@ class VectorEnv:
             sizes = buffers.measure(task.model, substeps, starts).scaled(headroom)
             self._engine = WarpEngine(task.model, substeps, num_envs, sizes, self._rows)
         self._headroom = headroom
+        self._make_pool()
+
+    def _make_pool(self) -> None:
+        """Draws the first pool, (N, K) initial states; their observations give the size."""
+        num_envs = self.num_envs
         self._background = concurrent.futures.ThreadPoolExecutor(1, "initial-states")
         self._next_refresh: tuple[int, concurrent.futures.Future] | None = None
         columns = -(-MIN_POOL // num_envs)  # K: the pool is (N, K)
@@ -171,13 +177,8 @@ class VectorEnv:
         start = jax.tree.map(jnp.asarray, start)
         return self._begin(start, pool, jax.random.split(jax.random.key(0), self.num_envs))
 
-    def step(self, state: EnvState, action: jax.Array) -> EnvState:
-        """Advances every environment by one control step. action: (N, A), clipped to [-1, 1].
-
-        An environment whose episode ended is returned already reset: `obs` then belongs to the
-        new episode and `next_obs` to the old one.
-        """
-        action = jnp.clip(action, -1.0, 1.0)
+    def _advance(self, state: EnvState, action: jax.Array) -> tuple[Any, ...]:
+        """One control step without reset: physics, obs, reward, terminated, valid, overflow."""
         ctrl = self._ctrl_middle + self._ctrl_half_range * action
         physics, sensordata, overflow = self._engine.step(state.physics, ctrl, state.episode)
         view = Physics(
@@ -195,6 +196,16 @@ class VectorEnv:
             terminated = ~finite
         else:
             terminated = jax.vmap(self.task.terminated)(view) | ~finite
+        return physics, obs, reward, terminated, finite, overflow
+
+    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+        """Advances every environment by one control step. action: (N, A), clipped to [-1, 1].
+
+        An environment whose episode ended is returned already reset: `obs` then belongs to the
+        new episode and `next_obs` to the old one.
+        """
+        action = jnp.clip(action, -1.0, 1.0)
+        physics, obs, reward, terminated, finite, overflow = self._advance(state, action)
         step_count = state.step_count + 1
         truncated = (step_count >= self.episode_length) & ~terminated
         done = terminated | truncated
@@ -203,7 +214,7 @@ class VectorEnv:
         start = _draw_from_pool(state.pool, keys[:, 0])
         next_obs = _select(finite, obs, state.obs)  # the last valid one stands in
         return EnvState(
-            physics=_select(done, _at_start(start), physics),
+            physics=_select(done, self._at_start(start), physics),
             episode=_select(done, start.episode, state.episode),
             obs=_select(done, start.obs, next_obs),
             next_obs=next_obs,
@@ -259,7 +270,7 @@ class VectorEnv:
         zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
         count = jnp.zeros(self.num_envs, jnp.int32)
         return EnvState(
-            physics=_at_start(start),
+            physics=self._at_start(start),
             episode=start.episode,
             obs=start.obs,
             next_obs=jnp.array(start.obs),  # a buffer of its own: states are donated
@@ -272,6 +283,9 @@ class VectorEnv:
             pool=pool,
             key=keys,
         )
+
+    def _at_start(self, start: InitialState) -> PhysicsState:
+        return PhysicsState(start.qpos, start.qvel, start.act, jnp.zeros_like(start.qvel))
 
     def _draw(self, index: int, count: int) -> InitialState:
         return self._sense(*self._initial.draw(index, count))
@@ -305,10 +319,6 @@ def _sensing_model(model: mujoco.MjModel) -> mujoco.MjModel:
     result = copy.copy(model)
     result.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
     return result
-
-
-def _at_start(start: InitialState) -> PhysicsState:
-    return PhysicsState(start.qpos, start.qvel, start.act, jnp.zeros_like(start.qvel))
 
 
 def _draw_from_pool(pool: InitialState, keys: jax.Array) -> InitialState:
@@ -351,6 +361,12 @@ def task_ids() -> tuple[str, ...]:
     return tuple(f"{domain}-{name}" for domain, module in modules.items() for name in module.TASKS)
 
 
+def nearest(name: str, names: Sequence[str]) -> str:
+    """A question that suggests up to three of `names`; empty if none is like `name`."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
 def load_task(env_id: str) -> Task:
     """Returns the task of an id.
 
@@ -358,8 +374,7 @@ def load_task(env_id: str) -> Task:
       UsageError: no such id; the message suggests the nearest.
     """
     if env_id not in task_ids():
-        near = difflib.get_close_matches(env_id, task_ids(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see `python envs.py` for the list"
+        hint = nearest(env_id, task_ids()) or "see `python envs.py` for the list"
         raise UsageError(f"--env-id: unknown task {env_id!r}; {hint}")
     domain, name = env_id.split("-", 1)
     return importlib.import_module(f"tasks.{domain}").load(name)
@@ -407,9 +422,10 @@ def make(
     """Makes `num_envs` copies of a task.
 
     Args:
-      env_id: one of `task_ids()`.
+      env_id: one of `task_ids()`, or "playground:..." or "brax:..." (see adapters.py).
       num_envs: N.
-      engine: "native" (MuJoCo in C, on the CPU), "mjx", "warp" or "auto".
+      engine: "native" (MuJoCo in C, on the CPU), "mjx", "warp" or "auto"; another library has its
+        own.
       seed: of the initial states.
       num_threads: threads of `native`; 0 takes all cores.
       headroom: size of the buffers of `warp`, over what random play needed.
@@ -426,6 +442,10 @@ def make(
         raise UsageError(f"--seed: needs 0 to {2**32 - 1}, got {seed}")
     if not 0 < headroom <= MAX_HEADROOM:
         raise UsageError(f"--warp-headroom: needs more than 0, at most {MAX_HEADROOM}")
+    if ":" in env_id:
+        import adapters  # only here: it imports this module
+
+        return adapters.make(env_id, num_envs, engine, seed)
     chosen = choose_engine(engine)
     return VectorEnv(load_task(env_id), num_envs, chosen, seed, num_threads, headroom)
 

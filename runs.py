@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy")
 PACKAGES += ("mujoco", "mujoco-mjx", "dm-control", "tensorboardX", "tyro")
+PACKAGES += ("brax", "playground")  # optional; null where absent
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "eval/episodic_return_sampled": ("evaluation, sampled x0", "#0072B2"),
     "eval/episodic_return_deterministic": ("evaluation, x0 = 0", "#D55E00"),

@@ -518,7 +518,11 @@ def make(
         raise UsageError(f"--num-threads: needs {bounds}, got {num_threads}")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed: needs 0 to {2**32 - 1}, got {seed}")
-    return VectorEnv(load_task(env_id), num_envs, choose_engine(engine), seed, num_threads)
+    task, engine = load_task(env_id), choose_engine(engine)
+    if engine not in task.engines:
+        known = " or ".join(task.engines)
+        raise UsageError(f"--engine: {engine} lacks contacts of {env_id}; use --engine {known}")
+    return VectorEnv(task, num_envs, engine, seed, num_threads)
 
 
 def task_table() -> str:
@@ -531,7 +535,7 @@ def task_table() -> str:
         env = make(env_id, 1, "native", num_threads=1)
         sizes = f"{env.observation_size} | {env.action_size} | {env.episode_length}"
         difference = env.task.differences or "none"
-        rows.append(f"| {env_id} | {sizes} | {', '.join(ENGINES)} | {difference} |")
+        rows.append(f"| {env_id} | {sizes} | {', '.join(env.task.engines)} | {difference} |")
     return "\n".join(rows)
 
 

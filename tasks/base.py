@@ -45,6 +45,7 @@ class Task:
       reward: Physics -> () reward.
       terminated: Physics -> () bool, or None for a task that only ends by its time limit.
       differences: what differs from the original, for the table of tasks; empty for nothing.
+      engines: those that have all of the model's kinds of contact.
     """
 
     domain: str
@@ -54,6 +55,7 @@ class Task:
     reward: Callable[[Physics], jax.Array]
     terminated: Callable[[Physics], jax.Array] | None = None
     differences: str = ""
+    engines: tuple[str, ...] = ("native", "mjx")
 
 
 def _import_dm_control(name: str):

@@ -380,19 +380,29 @@ def load_task(env_id: str) -> Task:
     return importlib.import_module(f"tasks.{domain}").load(name)
 
 
-def choose_engine(engine: str) -> str:
+def choose_engine(engine: str, supported: tuple[str, ...] = ENGINES) -> str:
     """Turns "auto" into the engine that suits the device JAX computes on.
 
+    Args:
+      engine: one of ENGINES or "auto".
+      supported: what the task can be stepped by.
+
     Raises:
-      UsageError: no such engine, or not on this machine.
+      UsageError: no such engine, not on this machine, or not for this task.
     """
     nvidia = "nvidia" in jax.devices()[0].device_kind.lower()
+    packages = {"native": (), "mjx": ("mujoco.mjx",), "warp": ("mujoco.mjx", "warp")}
     if engine == "auto":
         if jax.default_backend() == "cpu":
             return "native"
-        return "warp" if nvidia and _importable("mujoco.mjx") and _importable("warp") else "mjx"
+        wanted = ("warp", "mjx") if nvidia else ("mjx",)
+        usable = [e for e in wanted if e in supported and all(map(_importable, packages[e]))]
+        return usable[0] if usable else "native"
     if engine not in ENGINES:
         raise UsageError(f"--engine: {engine!r} is not one of auto, {', '.join(ENGINES)}")
+    if engine not in supported:
+        known = " or ".join(supported)
+        raise UsageError(f"--engine: {engine} cannot step this task; use --engine {known}")
     if engine != "native" and not _importable("mujoco.mjx"):
         fix = "`pip install mujoco-mjx`"
         raise UsageError(f"--engine: {engine} needs the package mujoco-mjx; {fix}")
@@ -446,8 +456,9 @@ def make(
         import adapters  # only here: it imports this module
 
         return adapters.make(env_id, num_envs, engine, seed)
-    chosen = choose_engine(engine)
-    return VectorEnv(load_task(env_id), num_envs, chosen, seed, num_threads, headroom)
+    task = load_task(env_id)
+    chosen = choose_engine(engine, task.engines)
+    return VectorEnv(task, num_envs, chosen, seed, num_threads, headroom)
 
 
 def task_table() -> str:
@@ -460,7 +471,7 @@ def task_table() -> str:
         env = make(env_id, 1, "native", num_threads=1)
         sizes = f"{env.observation_size} | {env.action_size} | {env.episode_length}"
         difference = env.task.differences or "none"
-        rows.append(f"| {env_id} | {sizes} | {', '.join(ENGINES)} | {difference} |")
+        rows.append(f"| {env_id} | {sizes} | {', '.join(env.task.engines)} | {difference} |")
     return "\n".join(rows)
 
 

@@ -48,6 +48,7 @@ class Task:
       episode: what a reset changes in the model: field of MjModel -> names of the elements whose
         rows it draws; no names: all rows.
       differences: what differs from the original, for the table of tasks; empty for nothing.
+      engines: those that can step it.
     """
 
     domain: str
@@ -58,6 +59,7 @@ class Task:
     terminated: Callable[[Physics], jax.Array] | None = None
     episode: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     differences: str = ""
+    engines: tuple[str, ...] = ("native", "mjx", "warp")
 
 
 def _import_dm_control(name: str):

@@ -185,6 +185,27 @@ def test_same_seed_same_numbers_on_any_number_of_threads():
     assert not np.array_equal(one[1][0], other[1][0])
 
 
+@pytest.mark.parametrize("env_id", ["dog-fetch", "humanoid_CMU-run", "quadruped-fetch"])
+def test_same_seed_same_initial_states_of_slow_resets(env_id):
+    one, again, other = (
+        numbers(envs.make(env_id, N, "native", seed).reset(jax.random.key(0)).pool)
+        for seed in (3, 3, 4)
+    )
+    for left, right in zip(one, again, strict=True):
+        np.testing.assert_array_equal(left, right)
+    obs, different = one[-1].reshape(envs.MIN_POOL, -1), other[-1].reshape(envs.MIN_POOL, -1)
+    assert len(np.unique(np.concatenate([obs, different]), axis=0)) == 2 * envs.MIN_POOL
+
+
+def test_a_large_pool_repeats_its_first_states_until_they_are_refreshed():
+    env = envs.make("walker-run", 4 * envs.MAX_DISTINCT, "native")
+    state = env.reset(jax.random.key(0))
+    pool = np.asarray(state.pool.obs).reshape(-1, env.observation_size)
+    assert len(np.unique(pool, axis=0)) == envs.MAX_DISTINCT
+    pool = np.asarray(env.refresh(state, 1).pool.obs).reshape(-1, env.observation_size)
+    assert len(np.unique(pool, axis=0)) == envs.MAX_DISTINCT + envs.REFRESH
+
+
 def test_step_is_pure():
     env = make("humanoid-run")
     state = env.reset(jax.random.key(0))
@@ -257,7 +278,9 @@ def rounded(data):
         array[:] = array.astype(np.float32)
 
 
-@pytest.mark.parametrize("env_id", ["cheetah-run", "hopper-hop", "humanoid-run"])
+@pytest.mark.parametrize(
+    "env_id", ["cheetah-run", "dog-fetch", "hopper-hop", "humanoid-run", "quadruped-fetch"]
+)
 def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_id):
     env = make(env_id)
     state = env.reset(jax.random.key(0))
@@ -289,6 +312,7 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
         (("walker-run", 0), "--num-envs", "at least 1"),
         (("walker-run", -3), "--num-envs", "at least 1"),
         (("walker-run", 1, "brax"), "--engine", "native"),
+        (("dog-run", 1, "mjx"), "--engine", "use --engine native"),
         (("walker-run", 1, "native", 0, -1), "--num-threads", "or more"),
         (("walker-run", 1, "native", -1), "--seed", "needs 0 to"),
     ],

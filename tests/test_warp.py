@@ -124,19 +124,18 @@ def test_rows_of_one_environment_overflow_alone():
 @needs_warp
 @pytest.mark.slow
 def test_the_models_solver_iterations_hold():
-    """With one iteration the solver stops early, and where C does."""
+    """With one iteration the solver stops early; with the model's own it ends where C does."""
     model = copy.copy(envs.load_task("humanoid-run").model)
-    ctrl, state, full = jnp.zeros((N, model.nu)), fallen(), buffers.Sizes(120, 80)
-    results = {}
-    for iterations in (1, 100):
+    ctrl, state, results = jnp.zeros((N, model.nu)), fallen(), {}
+    cold = state.replace(warmstart=jnp.zeros_like(state.warmstart))
+    theirs, *_ = envs.NativeEngine(copy.copy(model), 1, 1).step(cold, ctrl)
+    for iterations in (1, model.opt.iterations):
         model.opt.iterations = iterations
-        native = envs.NativeEngine(copy.copy(model), 1, 1)
-        warp = envs.WarpEngine(copy.copy(model), 1, N, full)
-        cold = state.replace(warmstart=jnp.zeros_like(state.warmstart))
-        ours, theirs = (jax.jit(engine.step)(cold, ctrl)[0] for engine in (warp, native))
-        np.testing.assert_allclose(ours.qvel, theirs.qvel, rtol=1e-3, atol=1e-3)
-        results[iterations] = np.asarray(ours.qvel)
-    assert np.abs(results[1] - results[100]).max() > 1e-2
+        engine = envs.WarpEngine(copy.copy(model), 1, N, buffers.Sizes(120, 80))
+        results[iterations] = jax.jit(engine.step)(cold, ctrl)[0].qvel
+    early, converged = results.values()
+    np.testing.assert_allclose(converged, theirs.qvel, atol=1e-4)  # measured: 1e-5
+    assert np.abs(early - converged).max() > 1e-2  # measured: 0.6
 
 
 def test_buffers_hold_what_random_play_needs_and_never_nothing():

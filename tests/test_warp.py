@@ -41,7 +41,7 @@ def fallen(count=N):
     env = envs.make("humanoid-run", count, "native")
     state = env.reset(jax.random.key(0))
     for action in actions(env, 80):
-        state = jax.jit(env.step)(state, action)
+        state = stepper(env)(state, action)
     return state.physics
 
 
@@ -95,7 +95,7 @@ def test_a_scan_of_a_scan_and_an_outer_vmap_equal_a_loop():
 @needs_warp
 @pytest.mark.slow
 def test_an_overflow_ends_the_episode_and_names_the_flag():
-    env = make("humanoid-run", headroom=0.3)
+    env = make("humanoid-run", headroom=0.05)
     after = stepper(env)(start(env), actions(env, 1)[0])
     assert after.overflow.all(), "contacts are shared: nobody's step is to be trusted"
     assert after.terminated.all()
@@ -103,7 +103,7 @@ def test_an_overflow_ends_the_episode_and_names_the_flag():
     assert np.isfinite(after.obs).all()
     following = stepper(env)(after, actions(env, 1)[0])
     assert (following.overflow != 0).all(), "it is remembered"
-    with pytest.raises(envs.UsageError, match=r"--warp-headroom.*humanoid-run.* 0\.6") as error:
+    with pytest.raises(envs.UsageError, match=r"--warp-headroom.*humanoid-run.* 0\.1") as error:
         env.refresh(following, 1)
     assert "\n" not in str(error.value)
     with pytest.raises(envs.UsageError, match="--warp-headroom"):
@@ -115,7 +115,7 @@ def test_an_overflow_ends_the_episode_and_names_the_flag():
 def test_rows_of_one_environment_overflow_alone():
     task = envs.load_task("humanoid-run")
     state = fallen().replace(qpos=fallen().qpos.at[1:, 2].add(5.0))  # all but one in the air
-    engine = envs.WarpEngine(task.model, 5, N, buffers.Sizes(contacts=120, rows=16), {})
+    engine = envs.WarpEngine(task.model, 5, N, buffers.Sizes(contacts=120, rows=4), {})
     *_, overflow = jax.jit(engine.step)(state, jnp.zeros((N, task.model.nu)), {})
     assert overflow[0]
     assert not overflow.all()
@@ -124,19 +124,18 @@ def test_rows_of_one_environment_overflow_alone():
 @needs_warp
 @pytest.mark.slow
 def test_the_models_solver_iterations_hold():
-    """With one iteration the solver stops early, and where C does."""
+    """With one iteration the solver stops early; with the model's own it ends where C does."""
     model = copy.copy(envs.load_task("humanoid-run").model)
-    ctrl, state, full = jnp.zeros((N, model.nu)), fallen(), buffers.Sizes(120, 80)
-    results = {}
-    for iterations in (1, 100):
+    ctrl, state, results = jnp.zeros((N, model.nu)), fallen(), {}
+    cold = state.replace(warmstart=jnp.zeros_like(state.warmstart))
+    theirs, *_ = envs.NativeEngine(copy.copy(model), 1, 1, {}).step(cold, ctrl, {})
+    for iterations in (1, model.opt.iterations):
         model.opt.iterations = iterations
-        native = envs.NativeEngine(copy.copy(model), 1, 1, {})
-        warp = envs.WarpEngine(copy.copy(model), 1, N, full, {})
-        cold = state.replace(warmstart=jnp.zeros_like(state.warmstart))
-        ours, theirs = (jax.jit(engine.step)(cold, ctrl, {})[0] for engine in (warp, native))
-        np.testing.assert_allclose(ours.qvel, theirs.qvel, rtol=1e-3, atol=1e-3)
-        results[iterations] = np.asarray(ours.qvel)
-    assert np.abs(results[1] - results[100]).max() > 1e-2
+        engine = envs.WarpEngine(copy.copy(model), 1, N, buffers.Sizes(120, 80), {})
+        results[iterations] = jax.jit(engine.step)(cold, ctrl, {})[0].qvel
+    early, converged = results.values()
+    np.testing.assert_allclose(converged, theirs.qvel, atol=1e-4)  # measured: 1e-5
+    assert np.abs(early - converged).max() > 1e-2  # measured: 0.6
 
 
 def test_buffers_hold_what_random_play_needs_and_never_nothing():

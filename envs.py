@@ -29,7 +29,7 @@ from engines import PhysicsState, buffers
 from engines.mjx import MjxEngine
 from engines.native import NativeEngine
 from engines.warp import WarpEngine
-from tasks.base import InitialStates, Physics, Task, episode_rows, read_rows, write_rows
+from tasks.base import ENGINES, InitialStates, Physics, Task, episode_rows, read_rows, write_rows
 
 # Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
 # four of their seven digits. The networks have a precision of their own, --compute-dtype.
@@ -38,7 +38,6 @@ jax.config.update("jax_default_matmul_precision", "highest")
 DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "dog", "finger", "fish", "hopper")
 DOMAINS += ("humanoid", "humanoid_CMU", "manipulator", "pendulum", "point_mass", "quadruped")
 DOMAINS += ("reacher", "stacker", "swimmer", "walker")
-ENGINES = ("native", "mjx", "warp")
 HEADROOM = 2.0  # of warp's buffers, over what random play needed
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
 MAX_DISTINCT = 128  # of them drawn before the first step, at up to 15 ms each; the pool repeats
@@ -125,7 +124,7 @@ class VectorEnv:
         if engine == "native":
             self._engine = NativeEngine(task.model, substeps, num_threads, self._rows)
         elif engine == "mjx":
-            self._engine = MjxEngine(task.model, substeps, self._rows)
+            self._engine = MjxEngine(task.model, substeps, self._rows, task.mjx_floor)
         else:
             starts, _ = self._initial.draw(0, buffers.EPISODES)
             sizes = buffers.measure(task.model, substeps, starts).scaled(headroom)

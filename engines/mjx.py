@@ -1,6 +1,7 @@
 """MJX, impl `jax`: physics as XLA code."""
 
 import contextlib
+import copy
 import functools
 from typing import Any
 from unittest import mock
@@ -29,10 +30,33 @@ def with_rows(model: Any, rows: dict[str, np.ndarray], episode: dict[str, jax.Ar
     return model.replace(**fields)
 
 
+def with_contacts(model: mujoco.MjModel, with_floor: tuple[str, ...]) -> mujoco.MjModel:
+    """A copy in which only the geoms of these names touch, and only the geom `floor`.
+
+    With no names the contacts stay as they are; but where the model's flags disable them, no pair
+    is left, so that MJX does not refuse a kind of pair that would never be looked at.
+    """
+    model = copy.copy(model)
+    flags = mujoco.mjtDisableBit
+    idle = model.opt.disableflags & (flags.mjDSBL_CONTACT | flags.mjDSBL_CONSTRAINT)
+    if idle or with_floor:
+        model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
+    if with_floor:
+        model.geom_contype[[model.geom(name).id for name in with_floor]] = 1
+        model.geom_conaffinity[model.geom("floor").id] = 1
+    return model
+
+
 class MjxEngine:
     """MJX, impl `jax`: physics as part of the compiled program, on GPU, TPU or CPU."""
 
-    def __init__(self, model: mujoco.MjModel, num_substeps: int, rows: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_substeps: int,
+        rows: dict[str, np.ndarray],
+        with_floor: tuple[str, ...] = (),
+    ):
         mjx = import_mjx()
         from mujoco.mjx._src import collision_driver, collision_primitive
 
@@ -41,6 +65,7 @@ class MjxEngine:
         self._contacts = functools.partial(
             mock.patch.dict, collision_driver._COLLISION_FUNC, {pair: collider}
         )
+        model = with_contacts(model, with_floor)
         # MJX refuses the energy flag, which computes energies and changes no dynamics.
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
         self._mjx, self._rows = mjx, rows

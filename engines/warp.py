@@ -38,6 +38,8 @@ class WarpEngine:
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)  # as in MjxEngine
         self._mjx, self._num_substeps, self.sizes = mjx, num_substeps, sizes
         self._rows = rows
+        # Of the geoms that an episode moves, those that are fixed to the world.
+        self._fixed = np.flatnonzero(model.geom_bodyid[rows.get("geom_pos", [])] == 0)
         # Not a solver that ran out of iterations: that is allowed, as in C.
         contacts, rows = ("BROADPHASE", "NARROWPHASE", "CCD"), ("NEFC", "NJMAX_NNZ")
         self._full = int(sum(Overflow[name] for name in contacts + rows))
@@ -61,6 +63,10 @@ class WarpEngine:
         model, sensing = (with_rows(m, self._rows, episode) for m in (self._model, self._sensing))
         fields = {"qpos": state.qpos, "qvel": state.qvel, "act": state.act, "ctrl": ctrl}
         data = self._data.replace(**fields, qacc_warmstart=state.warmstart)
+        if self._fixed.size:  # Warp takes these geoms' positions from the data as it was made
+            moved = episode["geom_pos"][self._fixed]
+            where = self._rows["geom_pos"][self._fixed]
+            data = data.replace(geom_xpos=data.geom_xpos.at[where].set(moved))
         substep = functools.partial(self._mjx.step, model)
         data = jax.lax.fori_loop(0, self._num_substeps, lambda _, data: substep(data), data)
         # Sensors of the acceleration stage keep the last substep's values, as in dm_control.

@@ -22,6 +22,8 @@ _KNOWN_WARNING = "compiler attribute 'settotalmass' is deprecated"
 warnings.filterwarnings("ignore", message=_KNOWN_WARNING, category=UserWarning)
 logging.get_absl_logger().addFilter(lambda record: _KNOWN_WARNING not in record.getMessage())
 
+ENGINES = ("native", "mjx", "warp")
+
 
 @flax.struct.dataclass
 class Physics:
@@ -49,6 +51,8 @@ class Task:
         rows it draws; no names: all rows.
       differences: what differs from the original, for the table of tasks; empty for nothing.
       engines: those that can step it.
+      mjx_floor: on `mjx`, the geoms that touch anything, and then only the geom `floor`; no names:
+        all contacts of the model.
     """
 
     domain: str
@@ -59,7 +63,8 @@ class Task:
     terminated: Callable[[Physics], jax.Array] | None = None
     episode: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     differences: str = ""
-    engines: tuple[str, ...] = ("native", "mjx", "warp")
+    engines: tuple[str, ...] = ENGINES
+    mjx_floor: tuple[str, ...] = ()
 
 
 def _import_dm_control(name: str):

@@ -9,6 +9,11 @@ from tasks.humanoid import RUN_SPEED, WALK_SPEED, locomotion_reward
 # task -> target speed in m/s
 TASKS = {"stand": 0.0, "walk": WALK_SPEED, "run": RUN_SPEED}
 EXTREMITIES = ("lhand", "lfoot", "rhand", "rfoot")
+# What touches the floor on mjx, where all pairs would be 4,684 rows of constraints.
+LIMBS = ("foot0", "foot1", "foot2", "toes0", "toes1", "toes2", "tibia", "femur")
+LIMBS += ("hand", "wrist", "radius", "humerus")
+MJX_FLOOR = tuple(side + limb for side in "lr" for limb in LIMBS)
+MJX_FLOOR += ("root_geom", "lowerback", "thorax", "head")
 
 
 def load(name: str) -> Task:
@@ -23,6 +28,9 @@ def load(name: str) -> Task:
         model=spec.compile(),
         observe=_observe,
         reward=lambda physics: _reward(physics, speed),
+        mjx_floor=MJX_FLOOR,
+        differences=f"on mjx only {len(MJX_FLOOR)} geoms (limbs, trunk, head) touch the floor, and "
+        "nothing else touches",
     )
 
 

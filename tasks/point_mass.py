@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import ENGINES, Physics, Task, add_frame_sensors, read_spec
 from tasks.rewards import small_control, tolerance
 
 TASKS = ("easy", "hard")  # on `hard` an episode draws along which directions the controls push
@@ -15,13 +15,16 @@ def load(name: str) -> Task:
     add_frame_sensors(spec, "geom", ("target", "pointmass"), "pos")
     model = spec.compile()
     radius = model.geom("target").size[0]
+    hard = name == "hard"
     return Task(
         domain="point_mass",
         name=name,
         model=model,
         observe=_observe,
         reward=lambda physics: _reward(physics, radius),
-        episode={"wrap_prm": ()} if name == "hard" else {},  # the two tendons' coefficients
+        episode={"wrap_prm": ()} if hard else {},  # the two tendons' coefficients
+        # In MJX and Warp they are part of the compiled model, and cannot differ by environment.
+        engines=("native",) if hard else ENGINES,
     )
 
 

@@ -46,7 +46,6 @@ def table_row(name: str) -> str:
         f"{float(last[SAMPLED]):.0f} +- {float(last[SAMPLED + '_std']):.0f}",
         f"{float(last[DETERMINISTIC]):.0f}",
         f"{best:.0f}",
-        f"{config['args']['target_tau']:g}",
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -79,16 +78,20 @@ def plot(names: list[str]) -> None:
     figure.savefig(FOLDER / "learning.png", dpi=110)
 
 
+def table() -> str:
+    """Everything collected so far, as Markdown."""
+    header = "| task | seed | steps | minutes | return, sampled x0 | x0 = 0 | best |"
+    names = sorted(path.stem for path in FOLDER.glob("*.json"))
+    return "\n".join([header, "|---|---|---|---|---|---|---|", *map(table_row, names)])
+
+
 def main(runs: list[str]) -> None:
     """Collects `runs`, draws everything collected so far and prints the table."""
     FOLDER.mkdir(exist_ok=True)
     for run in runs:
         collect(Path(run))
-    names = sorted(path.stem for path in FOLDER.glob("*.json"))
-    plot(names)
-    print("| task | seed | steps | minutes | return, sampled x0 | x0 = 0 | best | target_tau |")
-    print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(map(table_row, names)))
+    plot(sorted(path.stem for path in FOLDER.glob("*.json")))
+    print(table())
 
 
 if __name__ == "__main__":

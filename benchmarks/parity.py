@@ -15,6 +15,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import time
 
 os.environ.setdefault("MUJOCO_GL", "disable")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -29,6 +30,7 @@ from tasks.base import episode_rows, read_rows, write_rows
 
 STEPS = {"native": 200, "mjx": 20, "warp": 20}  # states compared, spread over 200 control steps
 CSV_PATH = pathlib.Path(__file__).with_name("parity.csv")
+SECONDS = 0.5  # for which steps are timed
 SEGMENT = 10  # control steps between two fresh starts of the environment compared with
 
 
@@ -61,6 +63,7 @@ class Parity:
     highest_reward: float  # dm_control's, over the steps: a comparison of zeros says nothing
     max_abs_initial_obs: float
     max_rel_initial_obs: float
+    steps_per_second: float  # control steps, `steps` environments at once, after compilation
 
 
 def flatten(observation: dict[str, np.ndarray]) -> np.ndarray:
@@ -150,20 +153,30 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
     env = envs.make(env_id, steps, engine)
 
     state = env.reset_to(*(recorded[name] for name in ("qpos", "qvel", "act", "episode")))
-    state = jax.jit(env.step)(state, recorded["action"])
+    step = jax.jit(env.step)
+    state = step(state, recorded["action"])
     abs_obs, rel_obs = _largest(state.next_obs, recorded["obs"])
     abs_reward, _ = _largest(state.reward, recorded["reward"])
     by_state = [
         _largest(ours, its)[1] for ours, its in zip(state.next_obs, recorded["obs"], strict=True)
     ]
 
+    rate = steps_per_second(step, state, recorded["action"])
     tiled = jax.tree.map(lambda value: np.resize(value, (steps, *value.shape[1:])), initial)
     state = env.reset_to(*(tiled[name] for name in ("qpos", "qvel", "act", "episode")))
     abs_initial, rel_initial = _largest(state.obs, tiled["obs"])
-    highest = float(recorded["reward"].max())
-    return Parity(
-        env_id, engine, steps, abs_obs, rel_obs, abs_reward, highest, abs_initial, rel_initial
-    ), np.array(by_state)
+    highest, initials = float(recorded["reward"].max()), (abs_initial, rel_initial)
+    largest = (abs_obs, rel_obs, abs_reward, highest, *initials)
+    return Parity(env_id, engine, steps, *largest, rate), np.array(by_state)
+
+
+def steps_per_second(step, state: envs.EnvState, action: np.ndarray) -> float:
+    """Control steps per second over at least SECONDS, all environments together."""
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < SECONDS:
+        state = jax.block_until_ready(step(state, action))
+        count += len(action)
+    return count / (time.perf_counter() - start)
 
 
 def main() -> None:

@@ -1,0 +1,107 @@
+"""Puts the measured tables and the present line numbers into README.md.
+
+    python benchmarks/readme.py
+
+A table stands between `<!-- NAME -->` and the next empty line; tests/test_readme.py compares what
+it can recompute.
+"""
+
+import csv
+import pathlib
+import re
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import envs
+from benchmarks import learning
+
+README = HERE.parent / "README.md"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV beside this file."""
+    with (HERE / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: str, lines: list[tuple]) -> str:
+    """A Markdown table. header: the columns' names, separated by |."""
+    columns = [name.strip() for name in header.split("|")]
+    cells = [columns, ["---"] * len(columns), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in cells)
+
+
+def parity() -> str:
+    """Largest differences and speed of every task on every engine it was measured on."""
+    by_task: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows("parity.csv"):
+        by_task.setdefault(row["env_id"], {})[row["engine"]] = row
+    lines = []
+    for env_id in envs.task_ids():
+        cells = [env_id]
+        for engine in ("native", "mjx", "warp"):
+            row = by_task.get(env_id, {}).get(engine)
+            cells += [row["max_abs_obs"], row["max_abs_reward"]] if row else ["", ""]
+            rate = row and row.get("steps_per_second")
+            cells.append(f"{float(rate):,.0f}" if rate else "")
+        lines.append(tuple(cells))
+    header = "env_id | native: observation | reward | steps/s"
+    header += " | mjx: observation | reward | steps/s | warp: observation | reward | steps/s"
+    return markdown(header, lines)
+
+
+def throughput() -> str:
+    """`native` beside plain rollouts and EnvPool."""
+    lines = []
+    for row in rows("native_throughput.csv"):
+        rates = [f"{int(row[name]):,}" for name in ("rollout", "ours", "envpool")]
+        ratios = [f"{row[f'ours/{o}']} ({row[f'range ours/{o}']})" for o in ("rollout", "envpool")]
+        lines.append((row["env_id"], *rates, *ratios))
+    header = "task | rollout | ours | EnvPool | ours / rollout (range) | ours / EnvPool (range)"
+    return markdown(header, lines)
+
+
+def short_runs() -> str:
+    """A short run on every task."""
+    names = ("env_id", "steps", "updates", "nonfinite_losses", "nonfinite_states", "critic loss")
+    lines = []
+    for row in rows("short_runs.csv"):
+        cells = [row.get(name, "") for name in names]
+        cells[-1] = f"{float(cells[-1]):.2g}" if cells[-1] else ""
+        lines.append((*cells, row["exit code"]))
+    header = "env_id | steps | updates | non-finite losses | non-finite states | critic loss | exit"
+    return markdown(header, lines)
+
+
+def line_numbers(text: str) -> str:
+    """Corrects every "`name` (line 123)" to where `name` is defined in flowrl_jax.py."""
+    source = (HERE.parent / "flowrl_jax.py").read_text().splitlines()
+
+    def number(match: re.Match) -> str:
+        pattern = re.compile(rf"(def|class) {match[1]}\b")
+        return f"`{match[1]}` (line {next(i for i, s in enumerate(source, 1) if pattern.match(s))})"
+
+    return re.sub(r"`(\w+)` \(line \d+\)", number, text)
+
+
+def main() -> None:
+    """Rewrites README.md."""
+    text = README.read_text()
+    tables = {
+        "tasks": envs.task_table,
+        "parity": parity,
+        "learning": learning.table,
+        "throughput": throughput,
+        "short runs": short_runs,
+    }
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(?=\n\n)"
+        text, count = re.subn(pattern, lambda m, t=table: m[1] + t(), text, flags=re.S)
+        assert count == 1, f"README.md needs one <!-- {name} -->"
+    README.write_text(line_numbers(text))
+
+
+if __name__ == "__main__":
+    main()

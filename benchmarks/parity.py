@@ -26,6 +26,7 @@ import numpy as np
 from dm_control import suite
 
 import envs
+from engines.mjx import with_contacts
 from tasks.base import episode_rows, read_rows, write_rows
 
 STEPS = {"native": 200, "mjx": 20, "warp": 20}  # states compared, spread over 200 control steps
@@ -102,8 +103,10 @@ def start(original, env_id: str, segment: int, changed: dict[str, np.ndarray]) -
     write_rows(model, changed, {k: value.astype(np.float32) for k, value in values.items()})
 
 
-def record_steps(env_id: str, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
+def record_steps(env_id: str, steps: int, engine: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random control steps of dm_control's environment, each re-synchronised to float32.
+
+    Where a task has fewer contacts on `mjx`, dm_control's model is given as few for that engine.
 
     Returns:
       qpos, qvel, act and episode before the step, action in [-1, 1], obs and reward after it;
@@ -112,7 +115,12 @@ def record_steps(env_id: str, steps: int, seed: int = 0) -> dict[str, np.ndarray
     original = suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
     random, spec = np.random.default_rng(seed), original.action_spec()
     model, data, rows = original.physics.model.ptr, original.physics.data, []
-    changed = episode_rows(model, envs.load_task(env_id).episode)
+    task = envs.load_task(env_id)
+    changed = episode_rows(model, task.episode)
+    if engine == "mjx":
+        reduced = with_contacts(model, task.mjx_floor)
+        model.geom_contype[:] = reduced.geom_contype
+        model.geom_conaffinity[:] = reduced.geom_conaffinity
     middle = ((spec.maximum + spec.minimum) / 2).astype(np.float32)
     half_range = ((spec.maximum - spec.minimum) / 2).astype(np.float32)
     for i in range(steps):
@@ -146,7 +154,7 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
 
     Returns the largest differences, and each state's largest relative one in observation, (steps,).
     """
-    recorded = record_steps(env_id, max(steps, 200))
+    recorded = record_steps(env_id, max(steps, 200), engine)
     chosen = np.linspace(0, len(recorded["obs"]) - 1, steps).astype(int)
     recorded = jax.tree.map(lambda value: value[chosen], recorded)
     initial = record_initial(env_id, episodes)

@@ -1,0 +1,130 @@
+"""Every task as dm_control tests its own: random play, and the statistics of resets."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from dm_control import suite
+
+import envs
+from tasks.base import episode_rows, read_rows
+
+N = 4
+SLOW = ("dog", "manipulator", "stacker", "humanoid_CMU", "quadruped")
+
+
+def slow(env_id: str):
+    marks = [pytest.mark.slow] if env_id.split("-")[0] in SLOW else []
+    return pytest.param(env_id, marks=marks)
+
+
+def play(env: envs.VectorEnv, seed: int, steps: int):
+    """Random actions in [-1, 1] from a reset; returns what is seen, leaves (steps, N, ...)."""
+
+    @jax.jit
+    def run(key):
+        reset_key, action_key = jax.random.split(key)
+        start = env.reset(reset_key)
+
+        def step(state, key):
+            shape = (env.num_envs, env.action_size)
+            state = env.step(state, jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))
+            seen = (state.next_obs, state.reward, state.terminated, state.truncated)
+            return state, (*seen, state.nonfinite_count)
+
+        seen = jax.lax.scan(step, start, jax.random.split(action_key, steps))[1]
+        return start.obs, seen
+
+    return [jax.tree.map(np.asarray, run(jax.random.key(s))) for s in (seed, seed, seed + 1)]
+
+
+@pytest.mark.parametrize("env_id", map(slow, envs.task_ids()))
+def test_an_episode_of_random_play(env_id):
+    env = envs.make(env_id, N, "native")
+    original = suite.load(*env_id.split("-", 1))
+    assert env.episode_length == original._step_limit
+    assert env.control_timestep == original.control_timestep()
+    steps = env.episode_length + 5
+    (first, seen), (again, seen_again), (other, _) = play(env, 0, steps)
+    obs, reward, terminated, truncated, nonfinite = seen
+    for a, b in zip((first, *seen), (again, *seen_again), strict=True):
+        np.testing.assert_array_equal(a, b)  # one seed, the same numbers
+    assert not np.array_equal(first, other)  # another key, another start
+    assert len(np.unique(first, axis=0)) > 1, "environments start apart"
+    assert np.isfinite(obs).all()
+    assert ((reward >= 0) & (reward <= 1)).all()
+    assert nonfinite[-1].sum() == 0
+    assert not terminated.any()
+    ends = np.zeros(steps, bool)
+    ends[env.episode_length - 1] = True
+    np.testing.assert_array_equal(truncated, np.tile(ends[:, None], (1, N)))
+    constant = np.flatnonzero(obs.reshape(-1, obs.shape[-1]).std(axis=0) == 0)
+    assert constant.size == 0, f"elements {constant} of the observation never change"
+
+
+def states_of(env: envs.VectorEnv, count: int) -> np.ndarray:
+    """(at least `count`, D): initial states that resets draw from, each a different one."""
+    state = env.reset(jax.random.key(0))
+    for index in range(1, -(-count // envs.REFRESH) + 1):
+        state = env.refresh(state, index)
+    pool = state.pool
+    leaves = [pool.qpos, pool.qvel, pool.act, *pool.episode.values()]
+    return np.concatenate([np.reshape(leaf, (env.num_envs, -1)) for leaf in leaves], axis=1)
+
+
+def states_of_dm_control(env_id: str, count: int) -> np.ndarray:
+    """(count, D): the same of dm_control's environment."""
+    original = suite.load(*env_id.split("-", 1), task_kwargs={"random": 123})
+    physics = original.physics
+    rows = episode_rows(physics.model.ptr, envs.load_task(env_id).episode)
+    result = []
+    for _ in range(count):
+        original.reset()
+        changed = read_rows(physics.model.ptr, rows).values()
+        leaves = (physics.data.qpos, physics.data.qvel, physics.data.act, *changed)
+        result.append(np.concatenate([np.ravel(leaf) for leaf in leaves]))
+    return np.array(result)
+
+
+STARTS = {  # tasks that start alike, but for their rewards, are here once
+    "acrobot-swingup",
+    "ball_in_cup-catch",
+    "cartpole-balance",
+    "cartpole-swingup",
+    "cartpole-three_poles",
+    "cheetah-run",
+    "dog-run",
+    "dog-fetch",
+    "finger-spin",
+    "finger-turn_hard",
+    "fish-upright",
+    "fish-swim",
+    "hopper-hop",
+    "humanoid-run",
+    "humanoid_CMU-run",
+    "manipulator-bring_ball",
+    "manipulator-insert_peg",
+    "pendulum-swingup",
+    "point_mass-hard",
+    "quadruped-run",
+    "quadruped-fetch",
+    "reacher-easy",
+    "stacker-stack_2",
+    "swimmer-swimmer6",
+    "walker-run",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", sorted(STARTS))
+def test_a_thousand_resets_are_distributed_as_dm_controls(env_id):
+    count = 1000
+    ours = states_of(envs.make(env_id, count, "native", seed=7), count)
+    theirs = states_of_dm_control(env_id, count)
+    assert ours.shape == theirs.shape
+    for i in range(ours.shape[1]):
+        if np.ptp(theirs[:, i]) < 1e-6:  # the same at every reset
+            np.testing.assert_allclose(ours[:, i], theirs[:, i], rtol=1e-6, atol=1e-6)
+        else:
+            p = scipy.stats.ks_2samp(ours[:, i], theirs[:, i].astype(np.float32)).pvalue
+            assert p > 1e-5, f"coordinate {i}: p = {p:.1e}"

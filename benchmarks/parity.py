@@ -193,19 +193,25 @@ def main() -> None:
     parser.add_argument("--engine", choices=envs.ENGINES, default="native")
     parser.add_argument("--env-ids", nargs="*", default=envs.task_ids())
     args = parser.parse_args()
-    rows = {}
-    if CSV_PATH.exists():
-        with CSV_PATH.open() as file:
-            rows = {(row["engine"], row["env_id"]): row for row in csv.DictReader(file)}
     for env_id in args.env_ids:
         result = dataclasses.asdict(measure(env_id, args.engine, STEPS[args.engine])[0])
         row = {k: f"{v:.1e}" if isinstance(v, float) else v for k, v in result.items()}
         print(*row.values(), sep="  ", flush=True)
-        rows[args.engine, env_id] = row
+        write(row)
+
+
+def write(row: dict[str, str]) -> None:
+    """Puts one row into the file, in the place of an older one."""
+    rows = []
+    if CSV_PATH.exists():
+        with CSV_PATH.open() as file:
+            rows = list(csv.DictReader(file))
+    by_key = {(old["engine"], old["env_id"]): old for old in [*rows, row]}
     with CSV_PATH.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Parity)])
+        names = [field.name for field in dataclasses.fields(Parity)]
+        writer = csv.DictWriter(file, names, restval="")
         writer.writeheader()
-        writer.writerows(row for _, row in sorted(rows.items()))
+        writer.writerows(row for _, row in sorted(by_key.items()))
 
 
 if __name__ == "__main__":

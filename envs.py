@@ -148,7 +148,9 @@ class VectorEnv:
         """Starts N episodes from initial states drawn with `key` (a scalar typed key)."""
         draw_key, env_key = jax.random.split(key)
         pool = jax.tree.map(jnp.asarray, self._first_pool)
-        start = _draw_from_pool(pool, jax.random.split(draw_key, self.num_envs))
+        size = pool.obs.shape[0] * pool.obs.shape[1]
+        rows = jax.random.permutation(draw_key, size)[: self.num_envs]  # none twice
+        start = jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:])[rows], pool)
         return self._begin(start, pool, jax.random.split(env_key, self.num_envs))
 
     def reset_to(

@@ -510,8 +510,8 @@ def save_params(run: runs.Run, state: TrainState) -> Path:
 def main(args: Args) -> int:
     """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
     runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes")
-    sizes = ("log_interval", "batch_size", "updates_per_step", "buffer_size", "recent_window")
-    sizes += ("hidden_size", "flow_steps")
+    runs.check_bounds(args, 1, 1024, "updates_per_step", "flow_steps")
+    sizes = ("log_interval", "batch_size", "buffer_size", "recent_window", "hidden_size")
     runs.check_bounds(args, 1, MAX_INT, *sizes)
     runs.check_bounds(args, 1, math.inf, "total_timesteps")
     runs.check_bounds(args, 0, MAX_INT, "eval_interval", "learning_starts", "w2_coef", "seed")

@@ -150,7 +150,7 @@ def check_writable(runs_dir: Path) -> None:
     """Raises RunError if no run folder could be made in `runs_dir`. Leaves nothing behind."""
     try:
         parent = Path(runs_dir)
-        while not parent.exists():
+        while not parent.exists() and not parent.is_symlink():
             parent = parent.parent
         os.rmdir(tempfile.mkdtemp(dir=parent))
     except OSError as error:
@@ -480,7 +480,8 @@ def parse_args(
     chooser.add_argument("--preset", default="auto", nargs="?")
     name = chooser.parse_known_args(arguments)[0].preset
     if name not in ("auto", *presets):
-        raise RunError(f"--preset: {name!r} is not one of auto, {', '.join(presets)}")
+        name = "nothing" if name is None else repr(name)
+        raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
     name = automatic if name == "auto" else name
     default = dataclasses.replace(kind(), **presets[name])
     complaint = io.StringIO()
@@ -496,9 +497,11 @@ def parse_args(
 
 def _first_sentence(boxed: str) -> str:
     """The message inside tyro's box, as one line."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()]
-    rule = next((i for i, line in enumerate(boxed.splitlines()) if i and "───" in line), None)
-    text = " ".join(line for line in lines[1 : rule or len(lines)] if line)
+    lines = boxed.splitlines()
+    # Dashes instead of lines where the terminal cannot draw them. The first rule is the box's top.
+    rules = [i for i, line in enumerate(lines) if re.search("─{3}|-{3}", line)] or [-1]
+    inside = lines[rules[0] + 1 : rules[1] if len(rules) > 1 else len(lines)]
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", " ".join(inside)).split())
     return f"{text or 'the command line does not parse'}; see --help"
 
 
@@ -508,8 +511,12 @@ def check_bounds(args, low: float, high: float, *names: str) -> None:
         value = getattr(args, name)
         if not low <= value <= high:  # also false for nan
             flag = "--" + name.replace("_", "-")
-            upper = "" if high == math.inf else f" and at most {high:g}"
-            raise RunError(f"{flag}: needs at least {low:g}{upper}, got {value:g}")
+            upper = "" if high == math.inf else f" and at most {_number(high)}"
+            raise RunError(f"{flag}: needs at least {low:g}{upper}, got {_number(value)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def count(tree) -> int:

@@ -1,6 +1,6 @@
 """C's contact tangents for a capsule on a plane, in MuJoCo Warp. Import it where Warp is there.
 
-As in MJX's own port (`envs._plane_capsule`), Warp turns the first tangent of a steep capsule to a
+As in MJX's own port (`mjx._plane_capsule`), Warp turns the first tangent of a steep capsule to a
 world axis, where C lets it follow the capsule, and a pyramidal friction cone depends on it.
 """
 

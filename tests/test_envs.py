@@ -312,7 +312,7 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
         (("walker-run", 0), "--num-envs", "at least 1"),
         (("walker-run", -3), "--num-envs", "at least 1"),
         (("walker-run", 1, "brax"), "--engine", "native"),
-        (("dog-run", 1, "mjx"), "--engine", "use --engine native"),
+        (("dog-fetch", 1, "mjx"), "--engine", "use --engine native or warp"),
         (("walker-run", 1, "native", 0, -1), "--num-threads", "or more"),
         (("walker-run", 1, "native", -1), "--seed", "needs 0 to"),
     ],

@@ -490,3 +490,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         )
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "failed"
+
+
+def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():
+    drawn = "╭─ Parsing error ─────╮\n│ No such flag: --sed │\n│ ─────────────────── │\n│ more │\n╰─────╯"
+    dashes = " Parsing error \n ------------ \n  No such flag: --sed \n  -----------\n  more \n"
+    for boxed in (drawn, dashes):
+        assert runs._first_sentence(boxed) == "No such flag: --sed; see --help"

@@ -493,7 +493,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():
-    drawn = "╭─ Parsing error ─────╮\n│ No such flag: --sed │\n│ ─────────────────── │\n│ more │\n╰─────╯"
+    drawn = "╭─ Parsing error ─────╮\n│ No such flag: --sed │\n│ ─────────────────── │\n│ more │"
     dashes = " Parsing error \n ------------ \n  No such flag: --sed \n  -----------\n  more \n"
     for boxed in (drawn, dashes):
         assert runs._first_sentence(boxed) == "No such flag: --sed; see --help"

@@ -60,7 +60,10 @@ MODEL_FIELDS = (
 @pytest.mark.parametrize("env_id", envs.task_ids())
 def test_model_is_dm_controls_own(env_id):
     ours = envs.load_task(env_id).model
-    theirs = suite.load(*env_id.split("-", 1)).physics.model.ptr
+    original = suite.load(*env_id.split("-", 1))
+    if env_id == "finger-spin":
+        original.reset()  # sets the hinge's damping, always to the same
+    theirs = original.physics.model.ptr
     for field in MODEL_FIELDS:
         np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), field)
     options = [(m.opt.timestep, m.opt.iterations, m.opt.integrator) for m in (ours, theirs)]

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -83,11 +84,24 @@ class NativeEngine:
                 array[:, ids] = value.reshape(array[:, ids].shape)
             sensordata = batch.bind("sensordata")
             if self._persistent:
-                batch.step()
+                failed = _failures(batch.step)
                 for array in state:
                     array[:] = array.astype(np.float32)
-                batch.forward(stage=velocity_stage)
+                failed += _failures(batch.forward, stage=velocity_stage)
             else:
-                batch.step(nstep=self._num_substeps, stage=velocity_stage)
+                failed = _failures(batch.step, nstep=self._num_substeps, stage=velocity_stage)
             result = np.concatenate((*state, sensordata), axis=1, dtype=np.float32)
+            result[failed] = np.nan  # to be contained and counted as any state that is not finite
         return result.reshape(*leading, self._output_size)
+
+
+def _failures(call: Callable[..., None], **arguments: int) -> list[int]:
+    """Calls a method of a batch; returns the simulations in which MuJoCo raised an error.
+
+    Such as a heap of contacts that needs more memory than the model has. The others went on.
+    """
+    try:
+        call(**arguments)
+    except mujoco.batch.SimulationError as error:
+        return error.ids.tolist()
+    return []

@@ -15,6 +15,7 @@ import pytest
 from dm_control import suite
 
 import envs
+from tasks.base import read_spec
 
 N = 4
 
@@ -115,6 +116,24 @@ def test_nonfinite_state_is_contained(bad):
     assert all(np.isfinite(x).all() for x in numbers((hurt, after)) if x.dtype.kind == "f")
     assert not after.terminated.any(), "it recovers"
     assert after.step_count.tolist() == [2, 2, 1, 2]
+
+
+def test_an_error_inside_mujoco_is_contained_and_leaves_the_others_alone():
+    """A state whose contacts need more memory than the model has."""
+    spec = read_spec("humanoid")
+    spec.memory = 20_000  # bytes
+    model = spec.compile()
+    qpos = np.tile(model.qpos0, (3, 1)).astype(np.float32)
+    qpos[:, 2] = (3.0, -0.5, 3.0)  # m, the second is deep in the floor
+    rest = np.zeros((3, model.nv), np.float32)
+    state = envs.PhysicsState(qpos, rest, np.zeros((3, 0), np.float32), rest)
+    for substeps in (1, 5):
+        engine = envs.NativeEngine(model, substeps, 1, {})
+        after, sensordata, _ = engine.step(state, jnp.zeros((3, model.nu)), {})
+        for leaf in (after.qpos, after.qvel, sensordata):
+            assert np.isnan(leaf[1]).all()
+            assert np.isfinite(leaf[0]).all()
+            np.testing.assert_array_equal(leaf[0], leaf[2])
 
 
 def test_nonfinite_action_is_contained():

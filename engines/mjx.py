@@ -116,8 +116,11 @@ def _plane_capsule(plane: Any, capsule: Any) -> tuple[jax.Array, jax.Array, jax.
     """
     normal, axis = plane.mat[:, 2], capsule.mat[:, 2]
     along = axis - normal * jnp.dot(normal, axis)
-    length = jnp.sqrt(jnp.maximum(jnp.dot(along, along), 1e-30))
-    tangent = jnp.where(length < 1e-12, jnp.roll(normal, 1), along / length)
+    # A capsule that stands on the plane has no direction there: any tangent, C's on a floor.
+    spare = jnp.where(jnp.abs(normal[0]) < 0.9, jnp.eye(3)[0], jnp.eye(3)[1])
+    upright = jnp.dot(along, along) < 1e-12  # 1e-6 long: no more than float32's rounding
+    along = jnp.where(upright, spare - normal * jnp.dot(normal, spare), along)
+    tangent = along / jnp.linalg.norm(along)
     frame = jnp.stack([normal, tangent, jnp.cross(normal, tangent)])
     ends = capsule.pos + jnp.array([[1.0], [-1.0]]) * axis * capsule.size[1]
     radius = capsule.size[0]

@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import pytest
 from dm_control import suite
 
 import envs
+from engines import mjx
 from tasks.base import read_spec
 
 N = 4
@@ -134,6 +136,23 @@ def test_an_error_inside_mujoco_is_contained_and_leaves_the_others_alone():
             assert np.isnan(leaf[1]).all()
             assert np.isfinite(leaf[0]).all()
             np.testing.assert_array_equal(leaf[0], leaf[2])
+
+
+@pytest.mark.parametrize("normal", [(0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("lean", [0.0, 1e-8, 0.1, 1.0])
+def test_contact_frames_of_a_capsule_on_a_plane_are_rotations_along_it(normal, lean):
+    normal, side = np.array(normal), np.array([0.0, 1.0, 0.0])
+    axis = np.cos(lean) * normal + np.sin(lean) * side
+    plane = types.SimpleNamespace(mat=jnp.zeros((3, 3)).at[:, 2].set(normal), pos=jnp.zeros(3))
+    mat, size = jnp.zeros((3, 3)).at[:, 2].set(axis), jnp.array([0.1, 0.5])
+    capsule = types.SimpleNamespace(mat=mat, pos=jnp.array(normal), size=size)
+    distances, _, frames = mjx._plane_capsule(plane, capsule)
+    np.testing.assert_allclose(distances, 0.9 + 0.5 * np.cos(lean) * np.array([1, -1]), atol=1e-6)
+    for frame in np.asarray(frames):
+        np.testing.assert_allclose(frame @ frame.T, np.eye(3), atol=1e-6)
+        np.testing.assert_allclose(frame[0], normal, atol=1e-6)
+        if lean > 1e-3:
+            np.testing.assert_allclose(frame[1], side, atol=1e-5)
 
 
 def test_nonfinite_action_is_contained():

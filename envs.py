@@ -37,7 +37,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "dog", "finger", "fish", "hopper")
 DOMAINS += ("humanoid", "humanoid_CMU", "manipulator", "pendulum", "point_mass", "quadruped")
-DOMAINS += ("reacher", "stacker", "swimmer", "walker")
+DOMAINS += ("reacher", "stacker", "swimmer", "walker", "h1")
 HEADROOM = 2.0  # of warp's buffers, over what random play needed
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
 MAX_DISTINCT = 128  # of them drawn before the first step, at up to 15 ms each; the pool repeats
@@ -110,7 +110,7 @@ class VectorEnv:
     ):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
-        self._initial = InitialStates(task, seed)
+        self._initial = task.starts(seed) if task.starts else InitialStates(task, seed)
         self._rows = episode_rows(task.model, task.episode)
         self.control_timestep = self._initial.control_timestep  # s
         self.episode_length = self._initial.episode_length  # control steps
@@ -124,7 +124,8 @@ class VectorEnv:
         if engine == "native":
             self._engine = NativeEngine(task.model, substeps, num_threads, self._rows)
         elif engine == "mjx":
-            self._engine = MjxEngine(task.model, substeps, self._rows, task.mjx_floor)
+            contacts = (task.mjx_floor, task.mjx_obstacles)
+            self._engine = MjxEngine(task.model, substeps, self._rows, *contacts)
         else:
             starts, _ = self._initial.draw(0, buffers.EPISODES)
             sizes = buffers.measure(task.model, substeps, starts).scaled(headroom)
@@ -179,7 +180,10 @@ class VectorEnv:
         return self._begin(start, pool, jax.random.split(jax.random.key(0), self.num_envs))
 
     def _advance(self, state: EnvState, action: jax.Array) -> tuple[Any, ...]:
-        """One control step without reset: physics, obs, reward, terminated, valid, overflow."""
+        """One control step without reset.
+
+        Returns physics, episode, obs, reward, terminated, whether the state is valid, overflow.
+        """
         ctrl = self._ctrl_middle + self._ctrl_half_range * action
         physics, sensordata, overflow = self._engine.step(state.physics, ctrl, state.episode)
         view = Physics(
@@ -197,7 +201,10 @@ class VectorEnv:
             terminated = ~finite
         else:
             terminated = jax.vmap(self.task.terminated)(view) | ~finite
-        return physics, obs, reward, terminated, finite, overflow
+        episode = state.episode
+        if self.task.remember is not None:
+            episode = episode | jax.vmap(self.task.remember)(view)
+        return physics, episode, obs, reward, terminated, finite, overflow
 
     def step(self, state: EnvState, action: jax.Array) -> EnvState:
         """Advances every environment by one control step. action: (N, A), clipped to [-1, 1].
@@ -206,7 +213,8 @@ class VectorEnv:
         new episode and `next_obs` to the old one.
         """
         action = jnp.clip(action, -1.0, 1.0)
-        physics, obs, reward, terminated, finite, overflow = self._advance(state, action)
+        advanced = self._advance(state, action)
+        physics, episode, obs, reward, terminated, finite, overflow = advanced
         step_count = state.step_count + 1
         truncated = (step_count >= self.episode_length) & ~terminated
         done = terminated | truncated
@@ -216,7 +224,7 @@ class VectorEnv:
         next_obs = _select(finite, obs, state.obs)  # the last valid one stands in
         return EnvState(
             physics=_select(done, self._at_start(start), physics),
-            episode=_select(done, start.episode, state.episode),
+            episode=_select(done, start.episode, episode),
             obs=_select(done, start.obs, next_obs),
             next_obs=next_obs,
             # After an overflow there is none, and a return that includes it says so: see `check`.
@@ -294,13 +302,15 @@ class VectorEnv:
     def _sense(self, states: dict[str, Any], episode: dict[str, Any]) -> InitialState:
         """Adds the observation of states that nothing has acted in yet, by MuJoCo in C."""
         count = len(states["qpos"])
+        memory = {k: np.full((count, 1, 1), value) for k, value in self.task.memory.items()}
+        episode = memory | episode
         model = copy.copy(self._sensing)  # changed here, and another thread may be drawing too
         data = mujoco.MjData(model)
         sensordata = np.empty((count, self._sensing.nsensordata))
         for i in range(count):
             data.qpos, data.qvel, data.act = (states[k][i] for k in ("qpos", "qvel", "act"))
             data.qacc_warmstart = 0
-            write_rows(model, self._rows, {k: value[i] for k, value in episode.items()})
+            write_rows(model, self._rows, {k: episode[k][i] for k in self._rows})
             mujoco.mj_forward(model, data)
             sensordata[i] = data.sensordata
         states, episode = jax.tree.map(lambda x: np.asarray(x, np.float32), (states, episode))
@@ -465,7 +475,7 @@ def make(
 def task_table() -> str:
     """The tasks as a Markdown table: sizes, engines, what differs from the original."""
     rows = [
-        "| env_id | observations | actions | steps | engines | differences from dm_control |",
+        "| env_id | observations | actions | steps | engines | differences from the original |",
         "|---|---|---|---|---|---|",
     ]
     for env_id in task_ids():

@@ -26,6 +26,7 @@ import numpy as np
 from dm_control import suite
 
 import envs
+from benchmarks import humanoid_bench
 from engines.mjx import with_contacts
 from tasks.base import episode_rows, read_rows, write_rows
 
@@ -51,6 +52,13 @@ def reward_in_reach(env_id: str, model: mujoco.MjModel, data: mujoco.MjData) -> 
         model.body("target").pos = data.body("box0").xpos
 
 
+def load_original(env_id: str, seed: int):
+    """The environment that ours is compared with: dm_control's, or HumanoidBench's in numpy."""
+    if env_id.startswith("h1-"):
+        return humanoid_bench.load(env_id, {"random": seed})
+    return suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
+
+
 @dataclasses.dataclass(frozen=True)
 class Parity:
     """The largest differences that were seen; relative ones are to max(1, |dm_control's|)."""
@@ -64,6 +72,7 @@ class Parity:
     highest_reward: float  # dm_control's, over the steps: a comparison of zeros says nothing
     max_abs_initial_obs: float
     max_rel_initial_obs: float
+    ends_that_differ: int  # states after which one terminated and the other did not
     steps_per_second: float  # control steps, `steps` environments at once, after compilation
 
 
@@ -74,7 +83,7 @@ def flatten(observation: dict[str, np.ndarray]) -> np.ndarray:
 
 def record_initial(env_id: str, episodes: int, seed: int = 0) -> dict[str, np.ndarray]:
     """States, episode and observations of dm_control's environment right after its reset."""
-    original = suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
+    original = load_original(env_id, seed)
     model, rows = original.physics.model.ptr, []
     changed = episode_rows(model, envs.load_task(env_id).episode)
     for _ in range(episodes):
@@ -93,11 +102,14 @@ def start(original, env_id: str, segment: int, changed: dict[str, np.ndarray]) -
     bodies come to lie on the floor. What an episode changed in the model is rounded to float32.
     """
     model, data = original.physics.model.ptr, original.physics.data
-    if changed or segment == 0:
+    scattered = hasattr(original.task, "scatter")
+    if changed or segment == 0 or (scattered and segment >= 10):
         original.reset()
     elif segment >= 10:
         mujoco.mj_resetData(model, data.ptr)
     if segment >= 10:
+        if scattered:
+            original.task.scatter(original.physics)
         reward_in_reach(env_id, model, data.ptr)
     values = read_rows(model, changed)
     write_rows(model, changed, {k: value.astype(np.float32) for k, value in values.items()})
@@ -109,16 +121,16 @@ def record_steps(env_id: str, steps: int, engine: str, seed: int = 0) -> dict[st
     Where a task has fewer contacts on `mjx`, dm_control's model is given as few for that engine.
 
     Returns:
-      qpos, qvel, act and episode before the step, action in [-1, 1], obs and reward after it;
-      (steps, ...).
+      qpos, qvel, act and episode before the step, action in [-1, 1], obs, reward and terminated
+      after it; (steps, ...).
     """
-    original = suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
+    original = load_original(env_id, seed)
     random, spec = np.random.default_rng(seed), original.action_spec()
     model, data, rows = original.physics.model.ptr, original.physics.data, []
     task = envs.load_task(env_id)
     changed = episode_rows(model, task.episode)
     if engine == "mjx":
-        reduced = with_contacts(model, task.mjx_floor)
+        reduced = with_contacts(model, task.mjx_floor, task.mjx_obstacles)
         model.geom_contype[:] = reduced.geom_contype
         model.geom_conaffinity[:] = reduced.geom_conaffinity
     middle = ((spec.maximum + spec.minimum) / 2).astype(np.float32)
@@ -126,7 +138,7 @@ def record_steps(env_id: str, steps: int, engine: str, seed: int = 0) -> dict[st
     for i in range(steps):
         if i % SEGMENT == 0:
             start(original, env_id, i // SEGMENT, changed)
-        row = {"episode": read_rows(model, changed)}
+        row = {"episode": read_rows(model, changed) | getattr(original.task, "memory", {})}
         for field in ("qpos", "qvel", "act"):
             row[field] = np.array(getattr(data, field), np.float32)
             getattr(data, field)[:] = row[field]
@@ -138,6 +150,8 @@ def record_steps(env_id: str, steps: int, engine: str, seed: int = 0) -> dict[st
         ctrl = middle.astype(np.float64) + half_range.astype(np.float64) * row["action"]
         outcome = original.step(ctrl.astype(np.float32).astype(np.float64))
         row["obs"], row["reward"] = flatten(outcome.observation), np.array(outcome.reward)
+        ended = getattr(original.task, "terminated", lambda physics: False)
+        row["terminated"] = np.array(ended(original.physics))
         rows.append(row)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
@@ -165,6 +179,7 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
     state = step(state, recorded["action"])
     abs_obs, rel_obs = _largest(state.next_obs, recorded["obs"])
     abs_reward, _ = _largest(state.reward, recorded["reward"])
+    ends = int((np.asarray(state.terminated) != recorded["terminated"]).sum())
     by_state = [
         _largest(ours, its)[1] for ours, its in zip(state.next_obs, recorded["obs"], strict=True)
     ]
@@ -174,7 +189,7 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
     state = env.reset_to(*(tiled[name] for name in ("qpos", "qvel", "act", "episode")))
     abs_initial, rel_initial = _largest(state.obs, tiled["obs"])
     highest, initials = float(recorded["reward"].max()), (abs_initial, rel_initial)
-    largest = (abs_obs, rel_obs, abs_reward, highest, *initials)
+    largest = (abs_obs, rel_obs, abs_reward, highest, *initials, ends)
     return Parity(env_id, engine, steps, *largest, rate), np.array(by_state)
 
 

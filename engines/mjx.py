@@ -30,8 +30,10 @@ def with_rows(model: Any, rows: dict[str, np.ndarray], episode: dict[str, jax.Ar
     return model.replace(**fields)
 
 
-def with_contacts(model: mujoco.MjModel, with_floor: tuple[str, ...]) -> mujoco.MjModel:
-    """A copy in which only the geoms of these names touch, and only the geom `floor`.
+def with_contacts(
+    model: mujoco.MjModel, with_floor: tuple[str, ...], obstacles: tuple[str, ...] = ("floor",)
+) -> mujoco.MjModel:
+    """A copy in which only the geoms of these names touch, and only the geoms `obstacles`.
 
     With no names the contacts stay as they are; but where the model's flags disable them, no pair
     is left, so that MJX does not refuse a kind of pair that would never be looked at.
@@ -43,7 +45,7 @@ def with_contacts(model: mujoco.MjModel, with_floor: tuple[str, ...]) -> mujoco.
         model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
     if with_floor:
         model.geom_contype[[model.geom(name).id for name in with_floor]] = 1
-        model.geom_conaffinity[model.geom("floor").id] = 1
+        model.geom_conaffinity[[model.geom(name).id for name in obstacles]] = 1
     return model
 
 
@@ -56,6 +58,7 @@ class MjxEngine:
         num_substeps: int,
         rows: dict[str, np.ndarray],
         with_floor: tuple[str, ...] = (),
+        obstacles: tuple[str, ...] = ("floor",),
     ):
         mjx = import_mjx()
         from mujoco.mjx._src import collision_driver, collision_primitive
@@ -65,7 +68,7 @@ class MjxEngine:
         self._contacts = functools.partial(
             mock.patch.dict, collision_driver._COLLISION_FUNC, {pair: collider}
         )
-        model = with_contacts(model, with_floor)
+        model = with_contacts(model, with_floor, obstacles)
         # MJX refuses the energy flag, which computes energies and changes no dynamics.
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
         self._mjx, self._rows = mjx, rows

@@ -45,8 +45,11 @@ class WarpEngine:
         self._full = int(sum(Overflow[name] for name in contacts + rows))
         quiet = {"opt._impl.warn_overflow": 0}  # no line from each environment: we count and raise
         self._model = mjx.put_model(model, impl="warp").tree_replace(quiet)
-        # Position and velocity sensors read no forces, so here there are none to compute.
-        idle = model.opt.disableflags | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
+        # Position and velocity sensors read no forces, so here there are none to compute; but the
+        # flag leaves out the contacts too.
+        contacts_read = (model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT).any()
+        unread = 0 if contacts_read else mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
+        idle = model.opt.disableflags | unread
         self._sensing = self._model.tree_replace({"opt.disableflags": mjx.DisableBit(idle)})
         stages = np.repeat(model.sensor_needstage, model.sensor_dim)
         self._fresh = stages != mujoco.mjtStage.mjSTAGE_ACC  # (nsensordata,)

@@ -34,7 +34,8 @@ class Physics:
     act: jax.Array  # (na,)  actuator activations
     ctrl: jax.Array  # (nu,)  control applied during the step, in the actuators' own units
     sensors: dict[str, jax.Array]  # sensor name -> (dim,)
-    episode: dict[str, jax.Array]  # (k, dim) by field of the model: what this episode changed
+    episode: dict[str, jax.Array]  # (k, dim) by field of the model: what this episode changed;
+    # and what the task remembers, (1, 1) each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +43,24 @@ class Task:
     """One task of one domain, independent of the engine that will step it.
 
     Attributes:
-      domain, name: dm_control's names; the environment's id is `domain-name`.
-      model: dm_control's model plus the named sensors that `observe` and `reward` read.
-      observe: Physics -> (O,) observation, dm_control's entries in dm_control's order.
+      domain, name: dm_control's names, where it has the task; the id is `domain-name`.
+      model: the original model plus the named sensors that `observe` and `reward` read.
+      observe: Physics -> (O,) observation, the original's entries in the original's order.
       reward: Physics -> () reward.
       terminated: Physics -> () bool, or None for a task that only ends by its time limit.
       episode: what a reset changes in the model: field of MjModel -> names of the elements whose
         rows it draws; no names: all rows.
       differences: what differs from the original, for the table of tasks; empty for nothing.
       engines: those that can step it.
-      mjx_floor: on `mjx`, the geoms that touch anything, and then only the geom `floor`; no names:
+      mjx_floor: on `mjx`, the geoms that touch anything, and then only `mjx_obstacles`; no names:
         all contacts of the model.
+      mjx_obstacles: geoms that they touch.
+      memory: what the task remembers within an episode, by its value at the start; it stands in
+        `Physics.episode` as (1, 1).
+      remember: Physics -> those values after a control step.
+      success: the return of an episode that counts as success, or None.
+      starts: seed -> the initial states, with the attributes of `InitialStates`; None for
+        dm_control's.
     """
 
     domain: str
@@ -65,6 +73,11 @@ class Task:
     differences: str = ""
     engines: tuple[str, ...] = ENGINES
     mjx_floor: tuple[str, ...] = ()
+    mjx_obstacles: tuple[str, ...] = ("floor",)
+    memory: dict[str, float] = dataclasses.field(default_factory=dict)
+    remember: Callable[[Physics], dict[str, jax.Array]] | None = None
+    success: float | None = None
+    starts: Callable[[int], Any] | None = None
 
 
 def _import_dm_control(name: str):

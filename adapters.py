@@ -118,7 +118,8 @@ class AdaptedEnv(envs.VectorEnv):
         obs, reward = _observation(after), after.reward
         finite = envs._all_valid((action, obs, reward, _coordinates(after)))
         overflow = jnp.zeros(self.num_envs, jnp.int32)  # no buffers of ours here
-        return after, obs, reward, after.done.astype(bool) | ~finite, finite, overflow
+        terminated = after.done.astype(bool) | ~finite
+        return after, state.episode, obs, reward, terminated, finite, overflow
 
     def _at_start(self, start: Start) -> Any:
         return start.physics

@@ -99,6 +99,8 @@ class Sensors:
 class VectorEnv:
     """N copies of one task on one engine, with auto-reset. Made by `make`."""
 
+    success: float | None = None  # the return of an episode that counts as success
+
     def __init__(
         self,
         task: Task,
@@ -110,6 +112,7 @@ class VectorEnv:
     ):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
+        self.success = task.success
         self._initial = task.starts(seed) if task.starts else InitialStates(task, seed)
         self._rows = episode_rows(task.model, task.episode)
         self.control_timestep = self._initial.control_timestep  # s

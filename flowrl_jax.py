@@ -520,8 +520,7 @@ def main(args: Args) -> int:
     runs.check_writable(Path(args.runs_dir))
     physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
     env = envs.make(args.env_id, args.num_envs, seed=args.seed, **physics)
-    eval_size, eval_seed = 2 * args.eval_episodes, args.seed + 1_000_003
-    eval_env = envs.make(args.env_id, eval_size, seed=eval_seed, **physics)
+    eval_env = envs.make(args.env_id, 2 * args.eval_episodes, seed=args.seed + 1_000_003, **physics)
     eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
@@ -542,6 +541,7 @@ def main(args: Args) -> int:
         compile_chunk=lambda state: train_chunk.lower(state, env, args).compile(),
         between_chunks=lambda state, index: state.replace(env=env.refresh(state.env, index)),
         evaluation=evaluation,
+        success=eval_env.success,
         save=save_params,
     )
 

@@ -570,6 +570,7 @@ def train(
     compile_chunk,
     between_chunks,
     evaluation,
+    success: float | None,
     save,
 ) -> int:
     """Trains chunk after chunk in a new run folder: logs, evaluates, saves. Returns the exit code.
@@ -584,6 +585,7 @@ def train(
         "charts/nonfinite_losses" ends the run unless it is 0.
       between_chunks: (state, index of the chunk from 1) -> state.
       evaluation: (state, index) -> name -> returns of some episodes, an array.
+      success: the return from which an episode counts as success, or None.
       save: (run, state) -> None.
 
     Raises:
@@ -617,7 +619,7 @@ def train(
             if due and not metrics.get("charts/nonfinite_losses"):
                 if index == min(per_eval, num_chunks):
                     progress.write("evaluating; the first time compiles ...")
-                metrics |= _evaluation_metrics(evaluation(state, index))
+                metrics |= _evaluation_metrics(evaluation(state, index), success)
                 save(run, state)
             failed = metrics.get("charts/nonfinite_losses", 0)
             if not failed:  # then nan is a mean over nothing (no episode ended): left out
@@ -634,11 +636,13 @@ def train(
     return stop.exit_code
 
 
-def _evaluation_metrics(evaluation: dict) -> dict[str, float]:
+def _evaluation_metrics(evaluation: dict, success: float | None) -> dict[str, float]:
     metrics = {}
-    for name, returns in evaluation.items():
-        name = f"eval/episodic_return_{name}"
+    for kind, returns in evaluation.items():
+        name = f"eval/episodic_return_{kind}"
         metrics |= {name: float(returns.mean()), f"{name}_std": float(returns.std())}
+        if success is not None:
+            metrics[f"eval/success_{kind}"] = float((returns >= success).mean())
     return metrics
 
 

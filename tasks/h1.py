@@ -110,6 +110,7 @@ OVERLAPS += (("shoulder_pitch", "shoulder_yaw"),)
 # What touches on mjx: feet, hands and pelvis; nothing else of the robot.
 MJX_ROBOT = ("left_ankle", "right_ankle", "left_elbow_hand", "right_elbow_hand", "pelvis")
 MJX_CONTACTS = 32  # the deepest that are kept
+CAMERA = (2.3, -2.9, 0.7)  # m, from the pelvis
 DARK, LIGHT = (0.13, 0.13, 0.14, 1), (0.75, 0.76, 0.78, 1)
 
 # task -> the return that counts as success
@@ -224,9 +225,10 @@ def _world() -> mujoco.MjSpec:
     textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "tiles"
     spec.add_material(name="floor", textures=textures, texrepeat=(1, 1), texuniform=True)
     spec.add_numeric(name="max_contact_points", data=[MJX_CONTACTS], size=1)  # mjx alone reads it
-    spec.visual.headlight.ambient = (0.35, 0.35, 0.35)
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = (0.25,) * 3, (0.25,) * 3
+    spec.visual.headlight.specular = (0.1,) * 3
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
-    light = spec.worldbody.add_light(pos=(0, 0, 10), dir=(0.2, 0.3, -1))
+    light = spec.worldbody.add_light(pos=(0, 0, 10), dir=(0.3, 0.5, -1))
     light.type, light.diffuse = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, (0.5, 0.5, 0.5)
     plane = mujoco.mjtGeom.mjGEOM_PLANE
     spec.worldbody.add_geom(name="floor", type=plane, size=(20, 20, 1), material="floor")
@@ -238,9 +240,8 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
     pelvis.add_freejoint(name="root")
     _set_inertia(pelvis, PELVIS_MASS, PELVIS_COM, PELVIS_AXES, PELVIS_INERTIA)
     _add_shape(pelvis, "pelvis", PELVIS_SHAPE, 1)
-    camera = pelvis.add_camera(name="side", pos=(2, -3.2, 0.9))
+    camera = pelvis.add_camera(name="side", pos=CAMERA, quat=_look(CAMERA, (0.2, 0, -0.15)))
     camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
-    camera.alt.xyaxes = (0.85, 0.53, 0, -0.1, 0.16, 0.98)
     for table, sides in ((LEG, ("left", "right")), (TORSO, ("",)), (ARM, ("left", "right"))):
         for side in sides:
             for name, link in table.items():
@@ -253,6 +254,15 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
             spec.add_exclude(bodyname1=names[0], bodyname2=names[1])
     pose = [*STAND, 1, 0, 0, 0, *LEG_POSE, *LEG_POSE, *[0] * (len(TORSO) + 2 * len(ARM))]
     spec.add_key(name="start", qpos=pose)
+
+
+def _look(place: tuple[float, ...], target: tuple[float, ...]) -> np.ndarray:
+    """The quaternion of a camera that looks from one place at another, upright. (4,)"""
+    back = np.subtract(place, target) / np.linalg.norm(np.subtract(place, target))
+    right = np.cross((0, 0, 1), back) / np.linalg.norm(np.cross((0, 0, 1), back))
+    frame, quat = np.stack([right, np.cross(back, right), back], axis=1), np.empty(4)
+    mujoco.mju_mat2Quat(quat, frame.ravel())
+    return quat
 
 
 def _add_link(spec: mujoco.MjSpec, name: str, link: Link, side: str) -> None:

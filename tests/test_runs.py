@@ -486,6 +486,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
             compile_chunk=lambda state: chunk,
             between_chunks=lambda state, index: state,
             evaluation=lambda state, index: {},
+            success=None,
             save=lambda run, state: None,
         )
     (folder,) = tmp_path.iterdir()

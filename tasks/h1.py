@@ -1,8 +1,8 @@
 """The h1 domain: HumanoidBench's locomotion with a Unitree H1 without hands.
 
 Source: Sferrazza et al., arXiv 2403.10506, and the definitions published with it. Masses,
-inertias, axes, ranges and offsets are Unitree's. The links collide as the capsules, boxes and
-spheres of the table below, where HumanoidBench has meshes: no files, and MJX can step it.
+inertias, axes, ranges and offsets are Unitree's. The links collide as the capsules and spheres of
+the table below, where HumanoidBench has meshes: no files, and every engine agrees on contacts.
 Rewards and terminations are in h1_rewards.py, obstacles in h1_obstacles.py.
 """
 
@@ -44,7 +44,9 @@ class Link:
     com: tuple[float, ...]  # centre of mass
     axes: tuple[float, ...]  # principal axes of inertia, a quaternion
     inertia: tuple[float, ...]  # about them, kg m^2
-    shapes: tuple[tuple, ...]  # ("box", centre, half sizes), ("capsule" or "sphere", radius, ends)
+    # What collides: suffix of the geom's name -> radius (m) and place of a sphere (3 numbers) or of
+    # the two ends of a capsule (6).
+    shapes: dict[str, tuple[float, tuple[float, ...]]]
     tilt: float = 0.0  # rad, of the frame about x
 
 
@@ -53,49 +55,53 @@ class Link:
 LEG = {
     "hip_yaw": Link("pelvis", (0, 0.0875, -0.1742), ("hip", "z", -0.43, 0.43), 2.244,
         (-0.04923, 0.0001, 0.0072), (0.69699, 0.219193, 0.233287, 0.641667),
-        (0.00304494, 0.00296885, 0.00189201), (("sphere", 0.055, (-0.067, 0, 0)),)),
+        (0.00304494, 0.00296885, 0.00189201), {"": (0.055, (-0.067, 0, 0))}),
     "hip_roll": Link("hip_yaw", (0.039468, 0, 0), ("hip", "x", -0.43, 0.43), 2.232,
         (-0.0058, -0.00319, -9e-05), (0.0438242, 0.70721, -0.0729075, 0.701867),
-        (0.00243264, 0.00225325, 0.00205492), (("capsule", 0.05, (0, -0.03, 0, 0, 0.02, 0)),)),
+        (0.00243264, 0.00225325, 0.00205492), {"": (0.05, (0, -0.03, 0, 0, 0.02, 0))}),
     "hip_pitch": Link("hip_roll", (0, 0.11536, 0), ("hip", "y", -3.14, 2.53), 4.152,
         (0.00746, -0.02346, -0.08193), (0.979828, 0.0513522, -0.0169854, -0.192382),
-        (0.0829503, 0.0821457, 0.00510909), (("capsule", 0.05, (0, 0, 0, 0, 0, -0.37)),)),
+        (0.0829503, 0.0821457, 0.00510909), {"": (0.05, (0, 0, 0, 0, 0, -0.37))}),
     "knee": Link("hip_pitch", (0, 0, -0.4), ("knee", "y", -0.26, 2.05), 1.721,
         (-0.00136, -0.00512, -0.1384), (0.626132, -0.034227, -0.0416277, 0.777852),
-        (0.0125237, 0.0123104, 0.0019428), (("capsule", 0.04, (0, 0, 0, 0, 0, -0.36)),)),
+        (0.0125237, 0.0123104, 0.0019428), {"": (0.04, (0, 0, 0, 0, 0, -0.36))}),
     "ankle": Link("knee", (0, 0, -0.4), ("ankle", "y", -0.87, 0.52), 0.552448,
         (0.048568, 0, -0.045609), (0.489385, 0.510394, 0.510394, 0.489385),
-        (0.00362, 0.00355701, 0.000149987), (("box", (0.05, 0, -0.05), (0.14, 0.035, 0.02)),)),
+        (0.00362, 0.00355701, 0.000149987),
+        {"_outer": (0.02, (-0.07, 0.025, -0.05, 0.17, 0.025, -0.05)),  # two, to stand flat
+         "_inner": (0.02, (-0.07, -0.025, -0.05, 0.17, -0.025, -0.05))}),
 }
 TORSO = {
     "torso": Link("pelvis", (0, 0, 0), ("torso", "z", -2.35, 2.35), 17.789,
         (0.000489, 0.002797, 0.20484), (0.999989, -0.00130808, -0.00282289, -0.00349105),
-        (0.487315, 0.409628, 0.127837), (("box", (0, 0, 0.25), (0.08, 0.11, 0.2)),
-                                         ("capsule", 0.07, (0.03, 0, 0.56, 0.03, 0, 0.66)))),
+        (0.487315, 0.409628, 0.127837),
+        {"_left": (0.085, (0, 0.055, 0.12, 0, 0.06, 0.38)),
+         "_right": (0.085, (0, -0.055, 0.12, 0, -0.06, 0.38)),
+         "_head": (0.07, (0.03, 0, 0.56, 0.03, 0, 0.66))}),
 }
 ARM = {
     "shoulder_pitch": Link("torso", (0.0055, 0.15535, 0.42999), ("shoulder", "y", -2.87, 2.87),
         1.033, (0.005045, 0.053657, -0.015715), (0.814858, 0.579236, -0.0201072, -0.00936488),
-        (0.00129936, 0.000987113, 0.000858198), (("sphere", 0.045, (0, 0.05, -0.015)),),
+        (0.00129936, 0.000987113, 0.000858198), {"": (0.045, (0, 0.05, -0.015))},
         tilt=0.4363),
     "shoulder_roll": Link("shoulder_pitch", (-0.0055, 0.0565, -0.0165),
         ("shoulder", "x", -0.34, 3.11),
         0.793, (0.000679, 0.00115, -0.094076), (0.732491, 0.00917179, 0.0766656, 0.676384),
-        (0.00170388, 0.00158256, 0.00100336), (("capsule", 0.04, (0, 0, 0, 0, 0, -0.09)),),
+        (0.00170388, 0.00158256, 0.00100336), {"": (0.04, (0, 0, 0, 0, 0, -0.09))},
         tilt=-0.4363),
     "shoulder_yaw": Link("shoulder_roll", (0, 0, -0.1343), ("arm", "z", -1.3, 4.45), 0.839,
         (0.01365, 0.002767, -0.16266), (0.703042, -0.0331229, -0.0473362, 0.708798),
-        (0.00408038, 0.00370367, 0.000622687), (("capsule", 0.04, (0, 0, 0, 0.01, 0, -0.19)),)),
+        (0.00408038, 0.00370367, 0.000622687), {"": (0.04, (0, 0, 0, 0.01, 0, -0.19))}),
     "elbow": Link("shoulder_yaw", (0.0185, 0, -0.198), ("arm", "y", -1.25, 2.61), 0.669,
         (0.15908, -0.000144, -0.015776), (0.0765232, 0.720327, 0.0853116, 0.684102),
-        (0.00601829, 0.00600579, 0.000408305), (("capsule", 0.03, (0, 0, 0, 0.26, 0, -0.01)),
-                                                ("sphere", 0.035, (0.29, 0, -0.01)))),
+        (0.00601829, 0.00600579, 0.000408305),
+        {"": (0.03, (0, 0, 0, 0.26, 0, -0.01)), "_hand": (0.035, (0.29, 0, -0.01))}),
 }
 # fmt: on
 PELVIS_MASS, PELVIS_COM = 5.39, (-0.0002, 4e-05, -0.04522)
 PELVIS_AXES = (0.498303, 0.499454, -0.500496, 0.501741)
 PELVIS_INERTIA = (0.0490211, 0.0445821, 0.00824619)
-PELVIS_SHAPE = ("capsule", 0.07, (0, -0.05, -0.08, 0, 0.05, -0.08))
+PELVIS_SHAPE = (0.07, (0, -0.05, -0.08, 0, 0.05, -0.08))
 # site -> its link and place: the head's height is the reward's, eyes and hands are no links
 SITES = {
     "head": ("torso", (0, 0, 0.7)),
@@ -108,7 +114,8 @@ SITES = {
 OVERLAPS = (("pelvis", "hip_roll"), ("hip_yaw", "hip_pitch"), ("torso", "shoulder_roll"))
 OVERLAPS += (("shoulder_pitch", "shoulder_yaw"),)
 # What touches on mjx: feet, hands and pelvis; nothing else of the robot.
-MJX_ROBOT = ("left_ankle", "right_ankle", "left_elbow_hand", "right_elbow_hand", "pelvis")
+MJX_PARTS = ("{}_ankle_outer", "{}_ankle_inner", "{}_elbow_hand")
+MJX_ROBOT = ("pelvis", *(part.format(side) for side in ("left", "right") for part in MJX_PARTS))
 MJX_CONTACTS = 32  # the deepest that are kept
 CAMERA = (2.3, -2.9, 0.7)  # m, from the pelvis
 DARK, LIGHT = (0.13, 0.13, 0.14, 1), (0.75, 0.76, 0.78, 1)
@@ -143,7 +150,7 @@ def load(name: str) -> Task:
     reach = name == "reach"
     observe = _observe_reach if reach else _observe
     loose = obstacles.loose  # they touch each other, the floor and the robot
-    reduced = "links collide as capsules, boxes and spheres, not meshes; on mjx only feet, hands "
+    reduced = "links collide as capsules and spheres, not meshes; on mjx only feet, hands "
     reduced += f"and pelvis touch, at most {MJX_CONTACTS} contacts"
     return Task(
         domain="h1",
@@ -285,25 +292,20 @@ def _add_link(spec: mujoco.MjSpec, name: str, link: Link, side: str) -> None:
     actuator.trntype = mujoco.mjtTrn.mjTRN_JOINT
     actuator.set_to_position(kp=stiffness, kv=damping)
     actuator.ctrlrange, actuator.forcerange = limits, (-force, force)
-    for i, shape in enumerate(link.shapes):
-        suffix = "" if i == 0 else {"elbow": "_hand", "torso": "_head"}[name]
+    for suffix, shape in link.shapes.items():
         _add_shape(body, prefix + name + suffix, shape, sign)
 
 
-def _add_shape(body, name: str, shape: tuple, sign: int) -> None:
-    kind, first, second = shape
-    light = name.startswith("torso") or name.endswith(("hand", "knee"))
-    look = {"rgba": DARK if not light or name.endswith("head") else LIGHT}
-    if kind == "box":
-        box = mujoco.mjtGeom.mjGEOM_BOX
-        body.add_geom(name=name, type=box, pos=_mirror(first, sign), size=second, **look)
-    elif kind == "sphere":
-        sphere, place = mujoco.mjtGeom.mjGEOM_SPHERE, _mirror(second, sign)
-        body.add_geom(name=name, type=sphere, pos=place, size=(first, 0, 0), **look)
+def _add_shape(body, name: str, shape: tuple[float, tuple[float, ...]], sign: int) -> None:
+    radius, place = shape
+    light = "torso" in name or name.endswith(("hand", "knee"))
+    look = LIGHT if light and not name.endswith("head") else DARK
+    if len(place) == 3:
+        place, kind = {"pos": _mirror(place, sign)}, mujoco.mjtGeom.mjGEOM_SPHERE
     else:
-        ends = (*_mirror(second[:3], sign), *_mirror(second[3:], sign))
-        capsule = mujoco.mjtGeom.mjGEOM_CAPSULE
-        body.add_geom(name=name, type=capsule, fromto=ends, size=(first, 0, 0), **look)
+        ends = (*_mirror(place[:3], sign), *_mirror(place[3:], sign))
+        place, kind = {"fromto": ends}, mujoco.mjtGeom.mjGEOM_CAPSULE
+    body.add_geom(name=name, type=kind, size=(radius, 0, 0), rgba=look, **place)
 
 
 def _mirror(place: tuple[float, ...], sign: int) -> tuple[float, float, float]:

@@ -498,3 +498,11 @@ def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():
     dashes = " Parsing error \n ------------ \n  No such flag: --sed \n  -----------\n  more \n"
     for boxed in (drawn, dashes):
         assert runs._first_sentence(boxed) == "No such flag: --sed; see --help"
+
+
+def test_success_is_the_share_of_returns_that_reach_the_threshold():
+    returns = {"sampled": np.array([1.0, 5.0, 9.0, 5.0])}
+    metrics = runs._evaluation_metrics(returns, success=5.0)
+    assert metrics["eval/success_sampled"] == 0.75
+    assert metrics["eval/episodic_return_sampled"] == 5.0
+    assert "eval/success_sampled" not in runs._evaluation_metrics(returns, success=None)

@@ -18,7 +18,10 @@ from tasks import rewards
 NATIVE_TOLERANCE = 1e-6
 
 
-@pytest.mark.parametrize("env_id", envs.task_ids())
+DM_CONTROL = tuple(env_id for env_id in envs.task_ids() if not env_id.startswith("h1-"))
+
+
+@pytest.mark.parametrize("env_id", DM_CONTROL)
 def test_native_equals_dm_control(env_id):
     result, _ = parity.measure(env_id, "native", steps=200)
     assert result.max_rel_obs < NATIVE_TOLERANCE
@@ -57,7 +60,7 @@ MODEL_FIELDS = (
 )
 
 
-@pytest.mark.parametrize("env_id", envs.task_ids())
+@pytest.mark.parametrize("env_id", DM_CONTROL)
 def test_model_is_dm_controls_own(env_id):
     ours = envs.load_task(env_id).model
     original = suite.load(*env_id.split("-", 1))

@@ -1,0 +1,362 @@
+"""HumanoidBench's H1: the robot, the rewards at poses worked out by hand, ends, and parity."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+
+import envs
+import flowrl_jax as flowrl
+from benchmarks import parity
+from tasks import h1, h1_obstacles
+from tasks.base import Physics
+
+NAMES = tuple(h1.TASKS)
+STANDING = np.array([*h1.STAND, 1, 0, 0, 0, *h1.LEG_POSE, *h1.LEG_POSE, *[0] * 9])
+N = 4
+
+
+def physics_at(name: str, qpos=STANDING, velocity=(0, 0, 0), force=0.0, **episode) -> Physics:
+    """A pose as a task sees it, the centre of mass at `velocity` (m/s), all torques `force`."""
+    model = envs.load_task(f"h1-{name}").model
+    data = mujoco.MjData(model)
+    mujoco.mj_resetDataKeyframe(model, data, 0)
+    data.qpos[: len(qpos)] = qpos
+    mujoco.mj_forward(model, data)
+    sensors = envs.Sensors(model).by_name(jnp.asarray(data.sensordata, jnp.float32))
+    sensors |= {key: jnp.full(1, force) for key in sensors if key.startswith("force_")}
+    sensors["velocity"] = jnp.array(velocity, jnp.float32)
+    fields = [jnp.asarray(x, jnp.float32) for x in (data.qpos, data.qvel, data.act, data.ctrl)]
+    return Physics(*fields, sensors=sensors, episode=episode)
+
+
+def reward(name: str, *args, **kwargs) -> float:
+    return float(envs.load_task(f"h1-{name}").reward(physics_at(name, *args, **kwargs)))
+
+
+def terminated(name: str, *args, **kwargs) -> bool:
+    return bool(envs.load_task(f"h1-{name}").terminated(physics_at(name, *args, **kwargs)))
+
+
+def posed(height: float, quaternion=(1, 0, 0, 0), legs=h1.LEG_POSE, x=0.0) -> np.ndarray:
+    return np.array([x, 0, height, *quaternion, *legs, *legs, *[0] * 9])
+
+
+FACE_DOWN = (math.sqrt(0.5), 0, math.sqrt(0.5), 0)
+
+
+def test_robot_is_unitrees_and_humanoid_benchs():
+    model = envs.load_task("h1-stand").model
+    assert (model.nq, model.nv, model.nu) == (26, 25, 19)
+    assert model.body("pelvis").subtreemass[0] == pytest.approx(51.65, abs=1e-3)
+    assert model.opt.timestep == 0.002
+    np.testing.assert_array_equal(model.dof_damping[6:], 1)
+    np.testing.assert_array_equal(model.dof_armature[6:], 0.1)
+    expected = {  # kp, kv, largest torque, lowest and highest angle
+        "left_hip_yaw": (200, 5, 200, -0.43, 0.43),
+        "right_hip_pitch": (200, 5, 200, -3.14, 2.53),
+        "left_knee": (300, 6, 300, -0.26, 2.05),
+        "right_ankle": (40, 2, 40, -0.87, 0.52),
+        "torso": (300, 6, 200, -2.35, 2.35),
+        "left_shoulder_roll": (100, 2, 40, -0.34, 3.11),
+        "right_shoulder_roll": (100, 2, 40, -3.11, 0.34),
+        "left_shoulder_yaw": (100, 2, 18, -1.3, 4.45),
+        "right_shoulder_yaw": (100, 2, 18, -4.45, 1.3),
+        "right_elbow": (100, 2, 18, -1.25, 2.61),
+    }
+    for name, (kp, kv, force, low, high) in expected.items():
+        servo = model.actuator(name)
+        np.testing.assert_allclose(servo.gainprm[:3], (kp, 0, 0))
+        np.testing.assert_allclose(servo.biasprm[:3], (0, -kp, -kv))
+        np.testing.assert_allclose(servo.forcerange, (-force, force))
+        np.testing.assert_allclose(servo.ctrlrange, (low, high))
+        np.testing.assert_allclose(model.joint(name).range, (low, high))
+
+
+def test_right_side_has_the_published_inertia():
+    """The table has the left side; the published right-hand axes are other quaternions of it."""
+    model = envs.load_task("h1-stand").model
+    published = {
+        "right_hip_yaw": (0.641667, 0.233287, 0.219193, 0.69699),
+        "right_knee": (0.777852, -0.0416277, -0.034227, 0.626132),
+        "right_shoulder_pitch": (0.579236, 0.814858, 0.00936488, 0.0201072),
+        "right_elbow": (-0.0765232, 0.720327, -0.0853116, 0.684102),
+    }
+
+    def tensor(axes, moments):
+        frame = np.empty(9)
+        mujoco.mju_quat2Mat(frame, np.array(axes, float))
+        return frame.reshape(3, 3) @ np.diag(moments) @ frame.reshape(3, 3).T
+
+    for name, axes in published.items():
+        body = model.body(name)
+        np.testing.assert_allclose(
+            tensor(body.iquat, body.inertia), tensor(axes, body.inertia), atol=1e-7
+        )
+
+
+def test_robot_touches_only_the_floor_where_it_starts():
+    model = envs.load_task("h1-stand").model
+    data = mujoco.MjData(model)
+    mujoco.mj_resetDataKeyframe(model, data, 0)
+    mujoco.mj_forward(model, data)
+    touching = {frozenset(model.geom(g).name for g in pair) for pair in data.contact.geom}
+    soles = [f"{side}_ankle_{edge}" for side in ("left", "right") for edge in ("inner", "outer")]
+    assert touching == {frozenset(("floor", sole)) for sole in soles}
+    assert data.ncon == 8, "both feet flat"
+
+
+def test_robot_stands_for_two_seconds():
+    """In the keyframe's pose, held by servos whose targets carry the robot's weight.
+
+    With the bare angles as targets it sags and falls in 1.5 s, here as there: the ankles' 2 x 40
+    N m/rad are less than the 450 that the weight asks for. So what is tested is the balance of
+    the pose: the servos' loads at rest are added to their targets.
+    """
+    env = envs.make("h1-stand", 1, "native")
+    model = env.task.model
+    data = mujoco.MjData(model)
+
+    def at_rest(offset) -> np.ndarray:
+        """The forces that are missing at the root, heave, roll and pitch, at a small offset."""
+        mujoco.mj_resetDataKeyframe(model, data, 0)
+        data.qpos[2] += offset[0]
+        mujoco.mju_euler2Quat(data.qpos[3:7], [offset[1], offset[2], 0], "xyz")
+        data.qacc[:] = 0
+        mujoco.mj_inverse(model, data)
+        return data.qfrc_inverse[2:5].copy()
+
+    offset = scipy.optimize.fsolve(at_rest, [0, 0, 0], epsfcn=1e-10)
+    assert np.abs(at_rest(offset)).max() < 1e-6
+    assert np.abs(offset).max() < 0.005  # m and rad: it is the keyframe
+    targets = data.qpos[7:] + data.qfrc_inverse[6:] / model.actuator_gainprm[:, 0]
+    low, high = model.actuator_ctrlrange.T
+    action = jnp.asarray((2 * targets - low - high) / (high - low), jnp.float32)[None]
+    state = env.reset_to(data.qpos[None], np.zeros((1, model.nv)))
+    step, heights = jax.jit(env.step), []
+    for _ in range(100):
+        state = step(state, action)
+        heights.append(float(state.next_obs[0, 2]))
+        assert not state.terminated[0]
+    assert min(heights) > 0.97
+
+
+def test_reward_of_standing_walking_and_running():
+    assert reward("stand") == pytest.approx(1, abs=1e-6)  # the head is at 1.68 m
+    assert reward("stand", force=10.0) == pytest.approx(0.8)
+    assert reward("stand", force=-5.0) == pytest.approx((4 + 0.75) / 5)
+    # Two metres a second forwards are a margin, worth 0.1 of one of the two directions.
+    assert reward("stand", velocity=(2, 0, 0)) == pytest.approx((0.1 + 1) / 2)
+    assert reward("walk") == pytest.approx(1 / 6, abs=1e-6)
+    assert reward("walk", velocity=(1, 0, 0)) == pytest.approx(1, abs=1e-6)
+    assert reward("walk", velocity=(-1, 0, 0)) == pytest.approx(1 / 6, abs=1e-6)
+    assert reward("run", velocity=(2.5, 0, 0)) == pytest.approx((5 * 0.5 + 1) / 6, abs=1e-6)
+    assert reward("run", velocity=(9, 0, 0)) == pytest.approx(1, abs=1e-6)
+    # Squatting by 0.4125 m less 0.03 m of spare height: not quite one margin.
+    spare = 1.68 - 1.65
+    low = posed(0.98 - 0.4)
+    assert reward("stand", low) == pytest.approx(0.1 ** (((0.4 - spare) / 0.4125) ** 2), abs=1e-5)
+
+
+def test_reward_of_lying_is_next_to_nothing():
+    lying = posed(0.2, FACE_DOWN)
+    for name in ("stand", "walk", "run", "stair", "slide", "hurdle"):
+        assert 0 <= reward(name, lying) < 1e-5, name
+    # The torso lies: (0 + 1) / 1.9 of the way from upside down to upright, and the head is low.
+    upright = 1 - 0.9 / 1.9
+    assert reward("stand", posed(1.8, FACE_DOWN)) == pytest.approx(upright, abs=1e-5)
+
+
+def test_reward_of_sitting():
+    seated = posed(0.70, legs=(0, 0, -1.5, 1.5, 0), x=-0.2)
+    trunk = 0.7 - 0.27756  # m from the imu to the head: within 0.35 to 0.45
+    assert 0.35 < trunk < 0.45
+    assert reward("sit_simple", seated) == pytest.approx(1, abs=1e-6)
+    # Standing before it: 0.28 - 0.02 m too high is 1.3 margins; 0.06 m in front of the seat.
+    high, front = 0.1 ** (((0.98 - 0.72) / 0.2) ** 2), 0.1 ** (((0.25 - 0.19) / 0.2) ** 2)
+    assert reward("sit_simple") == pytest.approx(0.5 * high + 0.5 * front, abs=1e-5)
+    assert terminated("sit_simple", posed(0.49))
+    assert not terminated("sit_simple", seated)
+
+
+def test_reward_of_crawling():
+    crawling = posed(0.75, (0.75, 0, 0.65, 0))
+    physics = physics_at("crawl", crawling, velocity=(1, 0, 0))
+    imu, head = (float(physics.sensors[f"{name}_pos"][2]) for name in ("imu", "head"))
+    assert 0.6 < imu < 1
+    assert 0.6 < head < 1
+    norm = math.hypot(0.75, 0.65)  # the wanted quaternion is not of length 1, the pelvis's is
+    pose = 0.1 ** ((1 - norm) ** 2)
+    expected = 0.1 + 0.25 + 0.4 + 0.25 * pose
+    assert reward("crawl", crawling, velocity=(1, 0, 0)) == pytest.approx(expected, abs=1e-5)
+    outside = crawling.copy()
+    outside[1] = 1.2  # m beside the tunnel's middle
+    assert reward("crawl", outside) == 0
+    assert envs.load_task("h1-crawl").terminated is None
+
+
+def test_reward_of_reaching():
+    physics = physics_at("reach", body_pos=jnp.zeros((1, 3)))
+    hand = np.array(physics.sensors["left_hand_pos"])
+    for offset, bonus in ((0.0, 15), (0.04, 15), (0.06, 5), (0.9, 5), (1.1, 0)):
+        goal = jnp.asarray(hand + (offset, 0, 0), jnp.float32)[None]
+        assert reward("reach", body_pos=goal) == pytest.approx(5 + bonus), offset
+    task = envs.load_task("h1-reach")
+    obs = task.observe(physics_at("reach", body_pos=jnp.ones((1, 3))))
+    np.testing.assert_allclose(obs[-6:-3], hand, rtol=1e-6)
+    np.testing.assert_array_equal(obs[-3:], 1)
+
+
+def test_touching_what_should_not_be_touched_costs_nine_tenths():
+    for name, aside in (("hurdle", (0, 4.25)), ("pole", (0, 2.8))):
+        near = STANDING.copy()
+        near[:2] = aside
+        full, touching = reward(name, velocity=(9, 0, 0)), reward(name, near, velocity=(9, 0, 0))
+        factor = {"hurdle": 0.1, "pole": 1.0}[name]  # the poles' barriers may be touched
+        assert touching == pytest.approx(factor * full, rel=1e-5), name
+    near[:2] = (0.95, 0.55)  # a pole at (1, 0.75)
+    assert reward("pole", near, velocity=(9, 0, 0)) == pytest.approx(0.1, abs=1e-5)
+
+
+def test_maze_pays_each_checkpoint_once_and_forgets_with_the_episode():
+    env = envs.make("h1-maze", 1, "native")
+    step = jax.jit(env.step)
+    state = env.reset_to(STANDING[None], np.zeros((1, 25)))
+    assert float(state.episode["stage"][0, 0, 0]) == 0
+    stages, bonuses = [], []
+    for place in h1_obstacles.CHECKPOINTS[:-1]:
+        for _ in range(2):  # the second time at one place pays nothing more
+            there = state.physics.qpos.at[0, :2].set(jnp.array(place, jnp.float32))
+            there = there.at[0, 2].set(0.98)
+            state = state.replace(physics=state.physics.replace(qpos=there))
+            state = step(state, jnp.zeros((1, 19)))
+            stages.append(int(state.episode["stage"][0, 0, 0]))
+            bonuses.append(float(state.reward[0]) // 100)
+    assert stages == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert bonuses == [1, 0, 2, 0, 3, 0, 4, 0]
+    lying = posed(0.15, FACE_DOWN, legs=[0] * 5)
+    fallen = state.physics.qpos.at[0].set(jnp.asarray(lying, jnp.float32))
+    state = step(state.replace(physics=state.physics.replace(qpos=fallen)), jnp.zeros((1, 19)))
+    assert state.terminated[0]
+    assert float(state.episode["stage"][0, 0, 0]) == 0
+
+
+def test_balance_ends_on_the_floor_and_on_the_ball():
+    assert not terminated("balance_simple", posed(1.38, x=-0.1))  # above the board
+    assert terminated("balance_simple", posed(0.79, x=-0.1))
+    beside = posed(0.98, x=0.8)  # the feet on the floor, 0.98 m high
+    assert terminated("balance_simple", beside)
+    model = envs.load_task("h1-balance_hard").model
+    assert model.body("board").mass[0] == pytest.approx(6.6)
+    assert model.body("ball").mass[0] == pytest.approx(1000 * 4 / 3 * math.pi * 0.17**3)
+    assert envs.load_task("h1-sit_hard").model.body("chair").mass[0] == pytest.approx(15.748)
+
+
+def test_a_fall_is_an_end_without_a_value():
+    """Not as in the suite, whose episodes end by their time limit only."""
+    env = envs.make("h1-stand", N, "native")
+    state, step = env.reset(jax.random.key(0)), jax.jit(env.step)
+    for _ in range(150):
+        state = step(state, jnp.zeros((N, 19)))
+        if state.terminated.any():
+            break
+    fallen = int(jnp.argmax(state.terminated))
+    assert state.terminated[fallen]
+    assert not state.truncated[fallen]
+    assert state.next_obs[fallen, 2] < 0.2  # the true successor
+    assert state.obs[fallen, 2] > 0.9  # and a new episode
+    batch = flowrl.Transition(
+        state.obs, jnp.zeros((N, 19)), state.reward, state.next_obs, state.terminated
+    )
+    target = flowrl.td_target(batch, jnp.full(N, 100.0), flowrl.Args())
+    assert float(target[fallen]) == pytest.approx(float(state.reward[fallen]))
+    np.testing.assert_allclose(
+        target[~state.terminated], (state.reward + 99.0)[~state.terminated], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_native_equals_the_reference(name):
+    result, _ = parity.measure(f"h1-{name}", "native", steps=200)
+    assert result.max_rel_obs < 1e-6
+    # The maze's bonus of up to 400 and the reach's 15 are float32 too.
+    assert result.max_abs_reward < {"maze": 3e-5, "reach": 5e-6}.get(name, 1e-6)
+    assert result.max_rel_initial_obs < 1e-6
+    assert result.ends_that_differ == 0
+    assert result.highest_reward > 0.01
+
+
+def test_the_comparison_sees_touches_and_ends():
+    """Of 200 states some touch what costs reward, and some end the episode."""
+    for name, sensor in (("hurdle", "touch_barrier"), ("pole", "touch_pole"), ("maze", "touch_b")):
+        recorded = parity.record_steps(f"h1-{name}", 200, "native")
+        env = envs.make(f"h1-{name}", 200, "native")
+        fields = [recorded[field] for field in ("qpos", "qvel", "act", "episode")]
+        state = env.reset_to(*fields)
+        ctrl = env._ctrl_middle + env._ctrl_half_range * recorded["action"]
+        _, sensordata, _ = env._engine.step(state.physics, ctrl, state.episode)
+        sensors = env._sensors.by_name(sensordata)
+        touches = jnp.concatenate([v for k, v in sensors.items() if k.startswith(sensor)], axis=1)
+        assert 5 < int((touches > 0).any(axis=1).sum()) < 195, name
+        assert 5 < recorded["terminated"].sum() < 195, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_play(name):
+    env = envs.make(f"h1-{name}", N, "native")
+    assert (env.episode_length, env.control_timestep) == (1000, 0.02)
+
+    @jax.jit
+    def run(key):
+        def step(state, key):
+            action = jax.random.uniform(key, (N, 19), minval=-1.0, maxval=1.0)
+            state = env.step(state, action)
+            return state, (state.next_obs, state.reward, state.terminated, state.nonfinite_count)
+
+        return jax.lax.scan(step, env.reset(key), jax.random.split(key, 200))[1]
+
+    first, again = run(jax.random.key(0)), run(jax.random.key(0))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    obs, rewards, ended, nonfinite = map(np.asarray, first)
+    assert np.isfinite(obs).all()
+    assert nonfinite[-1].sum() == 0
+    high = {"maze": 401, "reach": 20}.get(name, 1)
+    low = {"reach": -100}.get(name, 0)
+    assert ((rewards >= low) & (rewards <= high)).all()
+    assert ended.any() == (name not in ("crawl", "reach"))
+    assert (obs.reshape(-1, obs.shape[-1]).std(axis=0) > 0).all(), "elements that never change"
+
+
+def test_resets_are_humanoid_benchs():
+    """Uniform noise on every element of qpos; sit_hard and reach draw more."""
+
+    def drawn(name: str):
+        return envs.load_task(f"h1-{name}").starts(3).draw(0, 2000)
+
+    def uniform(values, low: float, high: float) -> float:
+        return scipy.stats.kstest(values, "uniform", (low, high - low)).pvalue
+
+    states, _ = drawn("balance_hard")
+    start = envs.load_task("h1-balance_hard").model.key("start").qpos
+    np.testing.assert_allclose(start[:3], (-0.1, 0, 1.38))
+    np.testing.assert_allclose(start[26:29], (0, 0, 0.37))
+    for noise in (states["qpos"] - start).T:
+        assert uniform(noise, -0.01, 0.01) > 1e-5
+    assert not states["qvel"].any()
+    states, _ = drawn("sit_hard")
+    qpos = states["qpos"]
+    assert uniform(qpos[:, 0], 0.2, 0.4) > 1e-5
+    assert uniform(qpos[:, 1], -0.15, 0.15) > 1e-5
+    assert uniform(2 * np.arctan2(qpos[:, 6], qpos[:, 3]), -1.8, 1.8) > 1e-5
+    assert uniform(qpos[:, 26] + 0.25, -0.01, 0.01) > 1e-5
+    _, episode = drawn("reach")
+    for i, (low, high) in enumerate(((-2, 2), (-2, 2), (0.2, 2))):
+        assert uniform(episode["body_pos"][:, 0, i], low, high) > 1e-5
+    again = envs.load_task("h1-reach").starts(3).draw(0, 2000)[1]
+    np.testing.assert_array_equal(again["body_pos"], episode["body_pos"])

@@ -235,7 +235,7 @@ def _world() -> mujoco.MjSpec:
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = (0.25,) * 3, (0.25,) * 3
     spec.visual.headlight.specular = (0.1,) * 3
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
-    light = spec.worldbody.add_light(pos=(0, 0, 10), dir=(0.3, 0.5, -1))
+    light = spec.worldbody.add_light(pos=(-1, -1.7, 3.5), dir=(0.3, 0.5, -1))
     light.type, light.diffuse = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, (0.5, 0.5, 0.5)
     plane = mujoco.mjtGeom.mjGEOM_PLANE
     spec.worldbody.add_geom(name="floor", type=plane, size=(20, 20, 1), material="floor")

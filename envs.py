@@ -198,6 +198,7 @@ class VectorEnv:
             state.episode,
         )
         obs, reward = jax.vmap(self.task.observe)(view), jax.vmap(self.task.reward)(view)
+        reward = reward.astype(jnp.float32)  # a weakly typed one would be compiled for again
         finite = _all_valid((action, physics, obs, reward))  # MuJoCo takes a NaN action for 0
         finite &= overflow == 0  # contacts were lost: not a state of this task
         if self.task.terminated is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-import functools
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from engines import PhysicsState
+from engines.mjx_kinematics import kinematics
 
 
 def import_mjx():
@@ -61,13 +62,6 @@ class MjxEngine:
         obstacles: tuple[str, ...] = ("floor",),
     ):
         mjx = import_mjx()
-        from mujoco.mjx._src import collision_driver, collision_primitive
-
-        pair = (mjx.GeomType.PLANE, mjx.GeomType.CAPSULE)
-        collider = collision_primitive.collider(ncon=2)(_plane_capsule)
-        self._contacts = functools.partial(
-            mock.patch.dict, collision_driver._COLLISION_FUNC, {pair: collider}
-        )
         model = with_contacts(model, with_floor, obstacles)
         # MJX refuses the energy flag, which computes energies and changes no dynamics.
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
@@ -80,7 +74,7 @@ class MjxEngine:
         self, state: PhysicsState, ctrl: jax.Array, episode: dict[str, jax.Array]
     ) -> tuple[PhysicsState, jax.Array, jax.Array]:
         """As `NativeEngine.step`."""
-        with self._contacts():  # while it is traced
+        with replacements():
             state, sensordata = jax.vmap(self._step_one)(state, ctrl, episode)
         return state, sensordata, jnp.zeros(len(ctrl), jnp.int32)
 
@@ -108,6 +102,31 @@ class MjxEngine:
         data = mjx.fwd_position(model, self._load(state, ctrl, sensordata))
         data = mjx.fwd_velocity(model, mjx.sensor_pos(model, data))
         return state, mjx.sensor_vel(model, data).sensordata
+
+
+@contextlib.contextmanager
+def replacements():
+    """While an engine of ours is traced, and only then, MJX has three functions of ours.
+
+    `_plane_capsule`, for accuracy; kinematics, for compile time; and the line search's loop ends
+    when every environment's has. MJX's own is differentiable: a scan over all `ls_iterations`, 50
+    in dm_control's models, of which under `vmap` each is computed, needed or not.
+    """
+    mjx = import_mjx()
+    from mujoco.mjx._src import collision_driver, collision_primitive, smooth, solver
+
+    pair = (mjx.GeomType.PLANE, mjx.GeomType.CAPSULE)
+    contacts = {pair: collision_primitive.collider(ncon=2)(_plane_capsule)}
+
+    def loop(condition: Callable, body: Callable, start: Any, _) -> Any:
+        return jax.lax.while_loop(condition, body, start)
+
+    with (
+        mock.patch.dict(collision_driver._COLLISION_FUNC, contacts),
+        mock.patch.object(smooth, "kinematics", kinematics),
+        mock.patch.object(solver, "_while_loop_scan", loop),
+    ):
+        yield
 
 
 def _plane_capsule(plane: Any, capsule: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

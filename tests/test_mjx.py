@@ -1,0 +1,105 @@
+"""The engine `mjx`: what it replaces in MJX. Parity with dm_control is in test_tasks.py."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+import envs
+from engines.mjx import import_mjx, with_contacts
+from engines.mjx_kinematics import kinematics
+
+mjx = import_mjx()
+
+# Every kind of joint, off its body's centre; several on one body; none; bodies at rest on others.
+MIXED = """
+<mujoco>
+  <worldbody>
+    <geom name="ground" type="box" size="1 1 .1" pos=".3 0 -1" euler="10 20 30"/>
+    <body name="held" mocap="true" pos="1 2 3" quat=".5 .5 .5 .5">
+      <geom size=".1" pos=".2 .3 .4"/>
+      <body name="on it" pos=".1 .2 .3" euler="40 50 60"><geom size=".1"/></body>
+    </body>
+    <body name="free" pos="0 0 1">
+      <freejoint/>
+      <geom type="box" size=".1 .2 .3" pos=".1 0 0"/>
+      <body name="ball" pos=".1 .2 .3" euler="10 20 30">
+        <joint type="ball" pos=".1 -.2 .3"/>
+        <geom type="capsule" size=".1 .2" pos=".1 .2 0" euler="0 30 0"/>
+        <site name="mark" pos=".3 .2 .1" euler="5 6 7"/>
+        <body name="fixed" pos="0 .3 0" euler="0 0 70">
+          <geom size=".1"/>
+          <body name="three" pos=".2 0 0" euler="80 0 0">
+            <joint axis="1 0 0" pos=".1 .2 .3" ref="20"/>
+            <joint type="slide" axis="0 1 1" pos=".3 .2 .1" ref=".1"/>
+            <joint axis="1 2 3"/>
+            <geom size=".1" pos="0 0 .2"/>
+          </body>
+        </body>
+      </body>
+    </body>
+    <body name="slider" pos="2 0 0" euler="0 45 0">
+      <joint type="slide" axis="1 0 1"/>
+      <joint type="ball"/>
+      <geom size=".1"/>
+    </body>
+  </worldbody>
+</mujoco>"""
+FRAMES = ("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat")
+FRAMES += ("site_xpos", "site_xmat", "xanchor", "xaxis")
+MODELS = ("mixed", "dog-run", "humanoid_CMU-run", "humanoid-run", "quadruped-fetch")
+MODELS += ("manipulator-bring_ball", "swimmer-swimmer15", "cartpole-balance", "fish-swim")
+
+
+def load(name):
+    """A model with a pose far from its own, unnormalised quaternions and all."""
+    mixed = name == "mixed"
+    model = mujoco.MjModel.from_xml_string(MIXED) if mixed else envs.load_task(name).model
+    if not mixed:  # MJX does not take all of their contacts
+        model = with_contacts(model, ("floor",)) if name == "dog-run" else model
+        model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
+        model.geom_contype[:] = model.geom_conaffinity[:] = 0
+    data, random = mujoco.MjData(model), np.random.default_rng(0)
+    data.qpos = model.qpos0 + random.normal(size=model.nq)
+    data.mocap_pos += random.normal(size=data.mocap_pos.shape)
+    data.mocap_quat += random.normal(size=data.mocap_quat.shape)
+    return model, data
+
+
+def frames(model, data, function):
+    """The frames that `function` gives at the pose of an MjData."""
+    start = mjx.make_data(model, impl="jax").replace(
+        qpos=jnp.asarray(data.qpos, jnp.float32),
+        mocap_pos=jnp.asarray(data.mocap_pos, jnp.float32),
+        mocap_quat=jnp.asarray(data.mocap_quat, jnp.float32),
+    )
+    return jax.jit(function)(mjx.put_model(model, impl="jax"), start)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kinematics_is_that_of_c(name):
+    model, data = load(name)
+    ours = frames(model, data, kinematics)
+    mujoco.mj_kinematics(model, data)
+    for field in FRAMES:
+        its = getattr(data, field)
+        sign = 1.0
+        mine = np.asarray(getattr(ours, field)).reshape(its.shape)
+        if field == "xquat":  # a quaternion and its negative are one turn
+            sign = np.sign((mine * its).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(sign * mine, its, atol=1e-5, err_msg=field)
+
+
+@pytest.mark.parametrize("name", ["mixed", "humanoid-run", "quadruped-fetch"])
+def test_kinematics_is_that_of_mjx(name):
+    model, data = load(name)
+    ours, its = frames(model, data, kinematics), frames(model, data, mjx.kinematics)
+    moved = ~np.isin(np.arange(model.nbody), np.flatnonzero(model.body_mocapid >= 0) + 1)
+    geoms = moved[model.geom_bodyid]
+    for field in ("qpos", *FRAMES):
+        mine, theirs = (np.asarray(getattr(data, field)) for data in (ours, its))
+        keep = {"x": moved, "geom": geoms}.get(field.split("_")[0], slice(None))
+        keep = moved if field in ("xpos", "xquat", "xmat", "xipos", "ximat") else keep
+        keep = slice(None) if field in ("qpos", "xanchor", "xaxis") else keep
+        np.testing.assert_allclose(mine[keep], theirs[keep], atol=1e-5, err_msg=field)

@@ -16,8 +16,16 @@ sys.path.insert(0, str(HERE.parent))
 
 import envs
 from benchmarks import learning
+from tasks import h1
 
 README = HERE.parent / "README.md"
+FALLEN, CLIMBING, SEAT = "pelvis below 0.2 m", "torso leans by 84 degrees", "pelvis below 0.5 m"
+BALANCE = "pelvis below 0.8 m; robot or board on the floor; robot on the ball"
+H1_ENDS = dict.fromkeys(("stand", "walk", "run", "hurdle", "maze"), FALLEN)
+H1_ENDS |= dict.fromkeys(("stair", "slide"), CLIMBING)
+H1_ENDS |= dict.fromkeys(("pole", "sit_simple", "sit_hard"), SEAT)
+H1_ENDS |= dict.fromkeys(("balance_simple", "balance_hard"), BALANCE)
+H1_ENDS |= dict.fromkeys(("crawl", "reach"), "never")
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -50,6 +58,20 @@ def parity() -> str:
     header = "env_id | native: observation | reward | steps/s"
     header += " | mjx: observation | reward | steps/s | warp: observation | reward | steps/s"
     return markdown(header, lines)
+
+
+def h1_tasks() -> str:
+    """HumanoidBench's tasks: sizes, thresholds, ends, and the speed of each engine."""
+    rates = {(row["env_id"], row["engine"]): row["steps_per_second"] for row in rows("parity.csv")}
+    lines = []
+    for name, success in h1.TASKS.items():
+        env = envs.make(f"h1-{name}", 1, "native", num_threads=1)
+        speeds = [rates.get((env.env_id, engine)) for engine in envs.ENGINES]
+        speeds = [f"{float(rate):,.0f}" if rate else "" for rate in speeds]
+        cells = (env.env_id, env.observation_size, f"{success:,.0f}", H1_ENDS[name])
+        lines.append((*cells, *speeds))
+    header = "env_id | observations | success: return from | ends when"
+    return markdown(header + " | native: steps/s | mjx: steps/s | warp: steps/s", lines)
 
 
 def throughput() -> str:
@@ -92,6 +114,7 @@ def main() -> None:
     tables = {
         "tasks": envs.task_table,
         "parity": parity,
+        "h1": h1_tasks,
         "learning": learning.table,
         "throughput": throughput,
         "short runs": short_runs,

@@ -291,6 +291,27 @@ def test_native_equals_the_reference(name):
     assert result.highest_reward > 0.01
 
 
+def agrees(name: str, engine: str, tolerance: float) -> None:
+    result, _ = parity.measure(f"h1-{name}", engine, steps=20)
+    assert result.max_rel_obs < tolerance
+    assert result.max_abs_reward < 1e-5
+    assert result.ends_that_differ == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not envs._importable("warp"), reason="no warp-lang: `pip install -r requirements-warp.txt`"
+)
+@pytest.mark.parametrize("name", ["walk", "hurdle", "balance_hard"])
+def test_warp_agrees_with_the_reference(name):
+    agrees(name, "warp", 2e-4)
+
+
+@pytest.mark.slow
+def test_mjx_agrees_with_the_reference():
+    agrees("balance_hard", "mjx", 2e-4)
+
+
 def test_the_comparison_sees_touches_and_ends():
     """Of 200 states some touch what costs reward, and some end the episode."""
     for name, sensor in (("hurdle", "touch_barrier"), ("pole", "touch_pole"), ("maze", "touch_b")):

@@ -39,7 +39,7 @@ import envs
 import replay
 import runs
 
-MAX_INT = 2**30  # largest size and count: int32 with room to add
+MAX_INT, EVAL_SEED = 2**30, 1_000_003  # largest size and count, int32 with room to add; offset
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
 Preset = Literal["auto", "paper", "gpu", "cpu"]
 Solver = Literal["euler", "midpoint", "rk4"]
@@ -53,6 +53,7 @@ class Args:
 
     env_id: str = "humanoid-run"  # task, `domain-task`; `python envs.py` lists them
     seed: int = 1  # seed of everything random
+    num_seeds: int = 1  # K: trains seeds seed .. seed + K - 1 at once, one run folder each
     total_timesteps: int = 1_000_000  # environment steps, summed over environments
     preset: Preset = "auto"  # defaults of the other flags; auto: gpu or cpu, as JAX finds
     engine: str = "auto"  # physics: native (MuJoCo in C), mjx, warp, or auto
@@ -451,9 +452,8 @@ def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Tra
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"))
-def evaluate(params: Params, key: Array, env: envs.VectorEnv, args: Args) -> Metrics:
+def evaluate(params: Params, start: envs.EnvState, key: Array, env: envs.VectorEnv, args: Args):
     """Returns of one episode in each environment, (N / 2,) each: sampled x0, and x0 = 0."""
-    reset_key, x0_key = jax.random.split(key)
     sampled = (jnp.arange(env.num_envs) < env.num_envs // 2)[:, None]
 
     def step(carry: tuple[envs.EnvState, Array, Array], key: Array):
@@ -463,8 +463,8 @@ def evaluate(params: Params, key: Array, env: envs.VectorEnv, args: Args) -> Met
         returns = returns + alive * state.reward
         return (state, returns, alive & ~(state.terminated | state.truncated)), None
 
-    start = (env.reset(reset_key), jnp.zeros(env.num_envs), jnp.ones(env.num_envs, bool))
-    (_, returns, _), _ = jax.lax.scan(step, start, jax.random.split(x0_key, env.episode_length))
+    start = (start, jnp.zeros(env.num_envs), jnp.ones(env.num_envs, bool))
+    (_, returns, _), _ = jax.lax.scan(step, start, jax.random.split(key, env.episode_length))
     return dict(zip(("sampled", "deterministic"), returns.reshape(2, -1), strict=True))
 
 
@@ -499,49 +499,49 @@ def load_policy(folder: str | Path) -> Callable[..., Array]:
     return act
 
 
-def save_params(run: runs.Run, state: TrainState) -> Path:
+def save_params(run: runs.Run, learner: LearnerState) -> Path:
     """Writes the parameters of all networks, online and target, to `params.msgpack`."""
-    nets = {field: getattr(state.learner, field) for field in state.learner.__dataclass_fields__}
-    params = {name: net.params if isinstance(net, Network) else net for name, net in nets.items()}
+    params = {name: getattr(net, "params", net) for name, net in vars(learner).items()}
     return run.save_bytes("params.msgpack", flax.serialization.to_bytes(params))
 
 
 # ------------------------------------------------------------------------------------------- main
 def main(args: Args) -> int:
     """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
-    runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes")
-    runs.check_bounds(args, 1, 1024, "updates_per_step", "flow_steps")
-    sizes = ("log_interval", "batch_size", "buffer_size", "recent_window", "hidden_size")
-    runs.check_bounds(args, 1, MAX_INT, *sizes)
+    runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
+    runs.check_bounds(args, 1, 1024, "num_seeds", "updates_per_step", "flow_steps")
+    runs.check_bounds(args, 1, MAX_INT, "log_interval", "buffer_size", "recent_window")
     runs.check_bounds(args, 1, math.inf, "total_timesteps")
     runs.check_bounds(args, 0, MAX_INT, "eval_interval", "learning_starts", "w2_coef", "seed")
-    shares = ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
-    runs.check_bounds(args, 0, 1, *shares)
+    for name in ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate"):
+        runs.check_bounds(args, 0, 1, name)
     runs.check_writable(Path(args.runs_dir))
+    each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
     physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
-    env = envs.make(args.env_id, args.num_envs, seed=args.seed, **physics)
-    eval_env = envs.make(args.env_id, 2 * args.eval_episodes, seed=args.seed + 1_000_003, **physics)
-    eval_key = jax.random.fold_in(jax.random.key(args.seed), 1)
+    make = functools.partial(envs.make, args.env_id, **physics)
+    env = make(args.num_envs, seed=args.seed)
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
     networks = {"policy": policy, "each twin critic": critic}
-    runs.check_memory(shapes.learner, "--hidden-size")
+    runs.check_memory(shapes.learner, "--hidden-size", args.num_seeds)
     print(runs.describe(args, env, networks, shapes.replay.data), flush=True)
-    runs.enable_compilation_cache()
+    train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
+    eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]
 
-    def evaluation(state: TrainState, index: int) -> Metrics:
-        theta, key = state.learner.velocity_field.params, jax.random.fold_in(eval_key, index)
-        return eval_env.check(evaluate(theta, key, eval_env, args))
+    def evaluation(learner: LearnerState, k: int, index: int) -> Metrics:
+        key = jax.random.fold_in(jax.random.key(each[k].seed + EVAL_SEED), index)
+        start, theta = eval_envs[k].reset(jax.random.fold_in(key, 1)), learner.velocity_field.params
+        return env.check(evaluate(theta, start, key, eval_envs[0], args))
 
     return runs.train(
-        args,
+        each,
         "flowrl_jax",
         steps_per_chunk=max(1, round(args.log_interval / args.num_envs)) * args.num_envs,
-        state=init_state(env, args),
-        compile_chunk=lambda state: train_chunk.lower(state, env, args).compile(),
-        between_chunks=lambda state, index: state.replace(env=env.refresh(state.env, index)),
+        states=[init_state(*pair) for pair in zip(train_envs, each, strict=True)],
+        chunk=functools.partial(train_chunk, env=env, args=args),
+        refresh=lambda env_state, k, index: train_envs[k].refresh(env_state, index),
         evaluation=evaluation,
-        success=eval_env.success,
+        success=env.success,
         save=save_params,
     )
 

@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tensorboardX
 import tyro
 from tqdm import tqdm
@@ -524,18 +526,57 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def check_memory(tree, flag: str) -> float:
-    """Returns the size of a pytree of arrays, or of their shapes, in GiB.
+def check_memory(tree, flag: str, copies: int = 1) -> float:
+    """Returns the size of `copies` pytrees of arrays, or of their shapes, in GiB.
 
     Raises RunError, naming `flag`, if the device has not that much free.
     """
     leaves = jax.tree.leaves(tree)
-    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    needed = copies * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     free = device_memory_bytes()
     if free is not None and needed > 0.9 * free:
         sizes = f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         raise RunError(f"{flag}: cannot fit: {sizes}; lower it")
     return needed / 2**30
+
+
+def stack_seeds(states: list):
+    """The states of K seeds as one pytree: leaves (K, ...), but counters, (), of which one is kept.
+
+    A single state stays as it is. Counters are what all seeds have in common, such as the number of
+    steps: a condition on one stays one under `vmap`, and is not turned into computing both sides.
+    """
+    if len(states) == 1:
+        return states[0]
+    columns = zip(*map(jax.tree.leaves, states), strict=True)  # their optimisers are no leaves
+    leaves = [x[0] if _counter(x[0]) else jnp.stack(x) for x in columns]
+    return jax.tree.unflatten(jax.tree.structure(states[0]), leaves)
+
+
+def over_seeds(chunk, num_seeds: int):
+    """A program, still to be compiled, of `chunk`: state -> (state, metrics), for K seeds at once.
+
+    It takes what `stack_seeds` returned, and donates it.
+    """
+    if num_seeds == 1:
+        return jax.jit(chunk, donate_argnums=0)
+
+    def together(stacked):
+        axes = jax.tree.map(lambda leaf: None if _counter(leaf) else 0, stacked)
+        return jax.vmap(chunk, in_axes=(axes,), out_axes=(axes, 0))(stacked)
+
+    return jax.jit(together, donate_argnums=0)
+
+
+def of_seed(stacked, k: int, num_seeds: int):
+    """The k-th of the states that were stacked."""
+    if num_seeds == 1:
+        return stacked
+    return jax.tree.map(lambda leaf: leaf if _counter(leaf) else leaf[k], stacked)
+
+
+def _counter(leaf) -> bool:
+    return leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def describe(args, env, networks: dict, replay_data) -> str:
@@ -544,96 +585,129 @@ def describe(args, env, networks: dict, replay_data) -> str:
     Raises RunError if the replay cannot fit or is smaller than a batch.
 
     Args:
-      args: has env_id, preset, hidden_size, batch_size, buffer_size. env: a vector environment.
+      args: has env_id, preset, hidden_size, batch_size, buffer_size, num_seeds. env: a vector
+        environment.
       networks: name -> parameters, as arrays or shapes. replay_data: likewise.
     """
-    gib = check_memory(replay_data, "--buffer-size")
+    gib = check_memory(replay_data, "--buffer-size", args.num_seeds)
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
     if capacity < args.batch_size:
         needed = f"a batch of {args.batch_size} and {env.num_envs} environments"
         raise RunError(f"--buffer-size: {args.buffer_size} is too small for {needed}; raise it")
     sizes = ", ".join(f"{name} {count(params):,}" for name, params in networks.items())
+    several = args.num_seeds > 1
+    seeds = f"; each of {args.num_seeds} seeds" if several else ""
+    total = f", {gib:.2f} GiB" + (" of all seeds" if several else "")
     return (
         f"device {jax.devices()[0].device_kind}, engine {env.engine}, preset {args.preset}\n"
         f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
-        f"{env.action_size} actions\n"
+        f"{env.action_size} actions{seeds}\n"
         f"networks: width {args.hidden_size}, parameters: {sizes}\n"
-        f"replay: {capacity:,} transitions, {gib:.2f} GiB"
+        f"replay: {capacity:,} transitions{total}"
     )
 
 
 def train(
-    args,
+    each,
     algorithm: str,
     steps_per_chunk: int,
-    state,
-    compile_chunk,
-    between_chunks,
+    states: list,
+    chunk,
+    refresh,
     evaluation,
     success: float | None,
     save,
 ) -> int:
-    """Trains chunk after chunk in a new run folder: logs, evaluates, saves. Returns the exit code.
+    """Trains K runs, a seed each, chunk after chunk. Returns the exit code.
+
+    Every run has a folder, with its metrics and what `save` writes.
 
     Args:
-      args: a dataclass with env_id, seed, total_timesteps, eval_interval (in steps), runs_dir.
+      each: K dataclasses of arguments, alike but for `seed`, with env_id, total_timesteps,
+        eval_interval (in steps), runs_dir.
       algorithm: part of the folder's name.
-      steps_per_chunk: environment steps that one chunk takes.
-      state: what the chunk starts from; it may donate it.
-      compile_chunk: state -> chunk, and chunk(state) -> (state, metrics, scalars by name), of
-        which "charts/updates" counts updates so far, "charts/episodic_return" is shown, and
-        "charts/nonfinite_losses" ends the run unless it is 0.
-      between_chunks: (state, index of the chunk from 1) -> state.
-      evaluation: (state, index) -> name -> returns of some episodes, an array.
+      steps_per_chunk: environment steps of one run that one chunk takes.
+      states: K pytrees that the chunk starts from and donates; their field `learner` is what is
+        evaluated and saved, `env` what is refreshed.
+      chunk: state -> (state, metrics, scalars by name), jittable, of which "charts/updates" counts
+        updates so far, "charts/episodic_return" is shown, and "charts/nonfinite_losses" ends the
+        program unless it is 0.
+      refresh: (env, k, index of the chunk from 1) -> env, after each chunk.
+      evaluation: (learner, k, index) -> name -> returns of some episodes, an array.
       success: the return from which an episode counts as success, or None.
-      save: (run, state) -> None.
+      save: (run, learner) -> None.
 
     Raises:
-      RunError: the folder cannot be made.
-      FloatingPointError: a loss is not finite; it names step and metrics.
+      RunError: a folder cannot be made.
+      FloatingPointError: a loss is not finite; it names step, metrics and seed.
     """
+    enable_compilation_cache()
+    args = each[0]
     num_chunks = -(-args.total_timesteps // steps_per_chunk)
     per_eval = max(1, round(args.eval_interval / steps_per_chunk))
     per_eval = per_eval if args.eval_interval else num_chunks
     print("compiling the training loop ...", flush=True)
     start = time.perf_counter()
-    chunk = compile_chunk(state)
+    num_runs, state = len(each), stack_seeds(states)
+    del states  # the chunk donates a single one
+    chunk = over_seeds(chunk, num_runs).lower(state).compile()
     print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
-    config = dataclasses.asdict(args)
-    run = Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
-    print(f"run folder {run.folder}", flush=True)
     last_return = math.nan
-    rates = {"charts/SPS": 0.0, "charts/UPS": 0.0, "updates": 0.0}
-    with run, StopSignal() as stop, Progress(num_chunks * steps_per_chunk) as progress:
+    with contextlib.ExitStack() as stack:
+        folders = [_create(one, algorithm) for one in each]
+        for run in folders:
+            stack.enter_context(run)
+            print(f"run folder {run.folder}", flush=True)
+        stop = stack.enter_context(StopSignal())
+        progress = stack.enter_context(Progress(num_chunks * steps_per_chunk))
+        updates = 0.0
         for index in range(1, num_chunks + 1):
             start, step = time.perf_counter(), index * steps_per_chunk
             state, metrics = chunk(state)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            seconds = time.perf_counter() - start
-            updates = metrics["charts/updates"] - rates["updates"]
-            rates = {"updates": metrics["charts/updates"], "charts/SPS": steps_per_chunk / seconds}
-            rates["charts/UPS"] = updates / seconds
-            metrics |= {name: value for name, value in rates.items() if "/" in name}
-            state = between_chunks(state, index)
-            due = index % per_eval == 0 or index == num_chunks
-            if due and not metrics.get("charts/nonfinite_losses"):
+            metrics = _by_run(metrics, num_runs)
+            seconds, before = time.perf_counter() - start, updates
+            updates = metrics[0]["charts/updates"]
+            rates = {"charts/SPS": steps_per_chunk / seconds}
+            rates["charts/UPS"] = (updates - before) / seconds
+            parts = [refresh(of_seed(state.env, k, num_runs), k, index) for k in range(num_runs)]
+            state = state.replace(env=stack_seeds(parts))
+            failed = any(row.get("charts/nonfinite_losses") for row in metrics)
+            if (index % per_eval == 0 or index == num_chunks) and not failed:
                 if index == min(per_eval, num_chunks):
                     progress.write("evaluating; the first time compiles ...")
-                metrics |= _evaluation_metrics(evaluation(state, index), success)
-                save(run, state)
-            failed = metrics.get("charts/nonfinite_losses", 0)
-            if not failed:  # then nan is a mean over nothing (no episode ended): left out
-                metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
-            last_return = metrics.get("charts/episodic_return", last_return)
-            run.log(step, metrics)
-            _require_finite_losses(step, metrics)
-            progress.update(step, last_return, rates["charts/SPS"], rates["charts/UPS"])
+                for k, row in enumerate(metrics):
+                    learner = of_seed(state.learner, k, num_runs)
+                    row |= _evaluation_metrics(evaluation(learner, k, index), success)
+                    save(folders[k], learner)
+            for run, row in zip(folders, metrics, strict=True):
+                if not failed:  # then nan is a mean over nothing (no episode ended): left out
+                    row = {name: value for name, value in row.items() if not math.isnan(value)}
+                run.log(step, row | rates)
+            _require_finite_losses(step, metrics, each)
+            returns = [row["charts/episodic_return"] for row in metrics if _episodes_ended(row)]
+            last_return = sum(returns) / len(returns) if returns else last_return
+            progress.update(step, last_return, *rates.values())
             if stop.requested:
                 break
-        save(run, state)
-        plot_learning_curve(run.folder)
-        run.finish("interrupted" if stop.requested else "finished")
+        for k, run in enumerate(folders):
+            save(run, of_seed(state.learner, k, num_runs))
+            plot_learning_curve(run.folder)
+            run.finish("interrupted" if stop.requested else "finished")
     return stop.exit_code
+
+
+def _create(args, algorithm: str) -> Run:
+    config = dataclasses.asdict(args)
+    return Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
+
+
+def _by_run(metrics: dict, num_runs: int) -> list[dict[str, float]]:
+    values = {name: np.broadcast_to(value, num_runs) for name, value in metrics.items()}
+    return [{name: float(value[k]) for name, value in values.items()} for k in range(num_runs)]
+
+
+def _episodes_ended(row: dict[str, float]) -> bool:
+    return not math.isnan(row.get("charts/episodic_return", math.nan))
 
 
 def _evaluation_metrics(evaluation: dict, success: float | None) -> dict[str, float]:
@@ -646,11 +720,13 @@ def _evaluation_metrics(evaluation: dict, success: float | None) -> dict[str, fl
     return metrics
 
 
-def _require_finite_losses(step: int, metrics: dict[str, float]) -> None:
-    if metrics.get("charts/nonfinite_losses"):
-        losses = (name for name in metrics if name.startswith("losses/"))
-        bad = [name for name in losses if not math.isfinite(metrics[name])]
-        raise FloatingPointError(f"not finite at step {step}: {', '.join(bad)}")
+def _require_finite_losses(step: int, metrics: list[dict[str, float]], each: list) -> None:
+    for row, args in zip(metrics, each, strict=True):
+        if row.get("charts/nonfinite_losses"):
+            losses = (name for name in row if name.startswith("losses/"))
+            bad = [name for name in losses if not math.isfinite(row[name])]
+            text = f"not finite at step {step}, seed {args.seed}: {', '.join(bad)}"
+            raise FloatingPointError(text)
 
 
 def preset_for_this_machine() -> str:

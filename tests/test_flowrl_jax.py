@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import subprocess
@@ -405,7 +406,9 @@ def test_no_key_is_used_twice(cartpole):
         state, _ = flowrl.train_chunk(state, cartpole, REAL_ARGS)
         eval_args = dataclasses.replace(REAL_ARGS, eval_episodes=2)
         theta = state.learner.velocity_field.params
-        flowrl.evaluate(theta, jax.random.key(0), cartpole, eval_args)
+        flowrl.evaluate(
+            theta, cartpole.reset(jax.random.key(1)), jax.random.key(0), cartpole, eval_args
+        )
 
 
 def test_the_training_loop_is_lowered_once(cartpole):
@@ -477,6 +480,39 @@ def test_bfloat16_computes_the_same_to_its_precision():
     assert 0 < np.abs(full - rough).max() < 0.1 * np.abs(full).max()
 
 
+def test_seeds_in_one_program_are_the_single_runs(cartpole):
+    """To rounding: a product of several matrices at once sums in another order."""
+    seeds = (1, 7)
+    each = [dataclasses.replace(REAL_ARGS, seed=seed) for seed in seeds]
+    own = [envs.make("cartpole-swingup", 4, "native", seed=seed) for seed in seeds]
+    chunk = functools.partial(flowrl.train_chunk, env=cartpole, args=REAL_ARGS)
+    singles = [flowrl.init_state(env, args) for env, args in zip(own, each, strict=True)]
+    state = runs.stack_seeds(
+        [flowrl.init_state(env, args) for env, args in zip(own, each, strict=True)]
+    )
+    alone, together = runs.over_seeds(chunk, 1), runs.over_seeds(chunk, 2)
+    for _ in range(2):
+        state, metrics = together(state)
+        for k in range(2):
+            singles[k], expected = alone(singles[k])
+            for name, value in expected.items():
+                found = np.broadcast_to(metrics[name], 2)[k]
+                np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=name)
+    for k in range(2):
+        for part in ("learner", "replay"):
+            found = jax.tree.leaves(runs.of_seed(getattr(state, part), k, 2))
+            expected = jax.tree.leaves(getattr(singles[k], part))
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(*(singles[k].replay.data.obs[:40] for k in range(2)), atol=1e-3)
+    # What all seeds have in common stays one number, and with it conditions stay conditions.
+    assert state.num_steps.shape == state.learner.critic.step.shape == ()
+    program = together.lower(state).as_text()
+    assert program.count("stablehlo.case") == alone.lower(singles[0]).as_text().count(
+        "stablehlo.case"
+    )
+
+
 # ------------------------------------------------------------------------------ the program
 
 
@@ -515,6 +551,22 @@ def test_program_leaves_a_whole_run_folder(tmp_path):
 
 
 @pytest.mark.slow
+def test_seeds_have_a_run_folder_each(tmp_path):
+    command = program(*TINY, "--total-timesteps", "400", "--num-seeds", "2", folder=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert "each of 2 seeds" in result.stdout
+    folders = sorted(tmp_path.iterdir())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    assert [config["args"]["seed"] for config in configs] == [1, 2]
+    assert [config["status"] for config in configs] == ["finished"] * 2
+    actions = [flowrl.load_policy(folder)(jnp.ones((1, 5))) for folder in folders]
+    assert not np.array_equal(*actions)
+    texts = [(folder / "metrics.csv").read_text() for folder in folders]
+    assert texts[0] != texts[1]
+    assert all("eval/episodic_return_sampled" in text for text in texts)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_so(tmp_path, number, code):
     command = program(*TINY, "--total-timesteps", "10000000", folder=tmp_path)
@@ -549,6 +601,8 @@ def test_a_signal_saves_and_says_so(tmp_path, number, code):
         (["--learning-starts", "3000000000"], "--learning-starts"),
         (["--recent-window", "3000000000"], "--recent-window"),
         (["--num-envs", "1000000000"], "--num-envs"),
+        (["--num-seeds", "0"], "--num-seeds"),
+        (["--num-seeds", "1000", "--buffer-size", "10000000"], "--buffer-size"),
         (["--hidden-size", "1000000"], "--hidden-size"),
     ],
 )

@@ -14,6 +14,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import matplotlib.image
@@ -462,6 +463,12 @@ def test_exit_code_and_one_line(error, code, says, capsys, monkeypatch):
     assert printed.count("\n") == 1
 
 
+@flax.struct.dataclass
+class State:
+    learner: jax.Array
+    env: jax.Array
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     @dataclasses.dataclass
     class Args:
@@ -471,23 +478,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         eval_interval: int = 0
         runs_dir: str = str(tmp_path)
 
-    def chunk(count):
+    def chunk(state):
         # A policy loss that is nan because no policy step fell into the chunk is no fault.
-        metrics = {"charts/updates": 10.0 * (count + 1), "losses/policy": float("nan")}
-        metrics["losses/critic"] = float("nan") if count == 1 else 0.5
-        return count + 1, metrics | {"charts/nonfinite_losses": float(count == 1)}
+        bad = state.learner == 1
+        metrics = {"charts/updates": 10.0 * (state.learner + 1), "losses/policy": jnp.nan}
+        metrics["losses/critic"] = jnp.where(bad, jnp.nan, 0.5)
+        return State(state.learner + 1, state.env), metrics | {"charts/nonfinite_losses": 1.0 * bad}
 
-    with pytest.raises(FloatingPointError, match=r"step 20.*losses/critic"):
+    with pytest.raises(FloatingPointError, match=r"step 20, seed 1: losses/critic"):
         runs.train(
-            Args(),
+            [Args()],
             "test",
             steps_per_chunk=10,
-            state=0,
-            compile_chunk=lambda state: chunk,
-            between_chunks=lambda state, index: state,
-            evaluation=lambda state, index: {},
+            states=[State(jnp.zeros(()), jnp.zeros(3))],
+            chunk=chunk,
+            refresh=lambda env, k, index: env,
+            evaluation=lambda learner, k, index: {},
             success=None,
-            save=lambda run, state: None,
+            save=lambda run, learner: None,
         )
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "failed"

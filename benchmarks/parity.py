@@ -198,21 +198,22 @@ def main() -> None:
         result = dataclasses.asdict(measure(env_id, args.engine, STEPS[args.engine])[0])
         row = {k: f"{v:.1e}" if isinstance(v, float) else v for k, v in result.items()}
         print(*row.values(), sep="  ", flush=True)
-        write(row)
+        write(CSV_PATH, row, ("engine", "env_id"))
 
 
-def write(row: dict[str, str]) -> None:
-    """Puts one row into the file, in the place of an older one."""
+def write(path: pathlib.Path, row: dict, key: tuple[str, ...]) -> None:
+    """Puts one row into a CSV file, in the place of an older one with the same values of `key`."""
     rows = []
-    if CSV_PATH.exists():
-        with CSV_PATH.open() as file:
+    if path.exists():
+        with path.open() as file:
             rows = list(csv.DictReader(file))
-    by_key = {(old["engine"], old["env_id"]): old for old in [*rows, row]}
-    with CSV_PATH.open("w", newline="") as file:
-        names = [field.name for field in dataclasses.fields(Parity)]
-        writer = csv.DictWriter(file, names, restval="")
+    row = {name: str(value) for name, value in row.items()}
+    by_key = {tuple(old[name] for name in key): old for old in [*rows, row]}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row, restval="")
         writer.writeheader()
-        writer.writerows(row for _, row in sorted(by_key.items()))
+        order = sorted(by_key, key=lambda key: [int(v) if v.isdigit() else v for v in key])
+        writer.writerows(by_key[key] for key in order)
 
 
 if __name__ == "__main__":

@@ -71,10 +71,11 @@ class Limit:
 
 
 def make(env_id: str, engine: str, reduced: bool) -> envs.VectorEnv:
-    """An environment; reduced: with the contacts that the task has on `mjx`."""
+    """An environment; reduced: with the contacts that the task has on `mjx`, and no noslip."""
     task = envs.load_task(env_id)
     if reduced:
         task = dataclasses.replace(task, model=with_contacts(task.model, task.mjx_floor))
+        task.model.opt.noslip_iterations = 0
     return envs.VectorEnv(task, NUM_ENVS, engine, seed=0, num_threads=0)
 
 

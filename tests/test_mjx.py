@@ -161,3 +161,10 @@ def test_mjx_has_its_own_functions_again():
         assert smooth.kinematics is kinematics
     after = smooth.kinematics, solver._while_loop_scan, dict(collision_driver._COLLISION_FUNC)
     assert before == after
+
+
+@pytest.mark.parametrize("env_id", envs.task_ids())
+def test_what_mjx_leaves_undone_is_said(env_id):
+    task = envs.load_task(env_id)
+    if "mjx" in task.engines:
+        assert not task.model.opt.noslip_iterations or "noslip" in task.differences

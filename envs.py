@@ -130,7 +130,7 @@ class VectorEnv:
             contacts = (task.mjx_floor, task.mjx_obstacles)
             self._engine = MjxEngine(task.model, substeps, self._rows, *contacts)
         else:
-            starts, _ = self._initial.draw(0, buffers.EPISODES)
+            starts = self._initial.crowded(buffers.EPISODES)
             sizes = buffers.measure(task.model, substeps, starts).scaled(headroom)
             self._engine = WarpEngine(task.model, substeps, num_envs, sizes, self._rows)
         self._headroom = headroom
@@ -166,17 +166,21 @@ class VectorEnv:
           qpos: (N, nq).
           qvel: (N, nv).
           act: (N, na), zero if None.
-          episode: field of the model -> (N, k, dim), see `Task.episode`; the model's own if None.
+          episode: field of the model -> (N, k, dim), see `Task.episode`, and `Task.memory` as
+            (N, 1, 1); what is left out is the model's own, or as at a start.
 
         Raises:
-          ValueError: not one state for each environment.
+          ValueError: not one state for each environment, or a parameter that the task lacks.
         """
         if len(qpos) != self.num_envs:
             raise ValueError(f"needs {self.num_envs} states, got {len(qpos)}")
         act = np.zeros((len(qpos), self.task.model.na)) if act is None else act
-        if episode is None:
-            own = read_rows(self.task.model, self._rows)
-            episode = {k: np.stack([value] * self.num_envs) for k, value in own.items()}
+        unknown = set(episode or ()) - set(self._rows) - set(self.task.memory)
+        if unknown:
+            raise ValueError(f"{self.env_id} has no episode parameters {sorted(unknown)}")
+        own = read_rows(self.task.model, self._rows)
+        own = {k: np.stack([value] * self.num_envs) for k, value in own.items()}
+        episode = own | (episode or {})
         start = self._sense({"qpos": qpos, "qvel": qvel, "act": act}, episode)
         pool = jax.tree.map(jnp.asarray, self._first_pool)
         start = jax.tree.map(jnp.asarray, start)

@@ -16,7 +16,6 @@ from dm_control.suite import base
 from dm_control.utils.rewards import tolerance
 
 import envs
-from tasks import h1
 
 INFINITY = float("inf")
 MAZE_PLACES = np.array([[0, 0], [3, 0], [3, 6], [6, 6], [6, 6]])
@@ -44,6 +43,14 @@ def load(env_id: str, task_kwargs: dict | None = None) -> control.Environment:
     physics = Physics.from_model(MjModel(copy.copy(envs.load_task(env_id).model)))
     task = Reference(name, **(task_kwargs or {}))
     return control.Environment(physics, task, time_limit=20, control_timestep=0.02)
+
+
+def _upright(physics: Physics) -> float:
+    return physics.data.ptr.body("torso").xmat[8]
+
+
+def _forward(speed: np.ndarray, wanted: float) -> float:
+    return (5 * tolerance(speed[0], (wanted, INFINITY), wanted, "linear", 0) + 1) / 6
 
 
 class Reference(base.Task):
@@ -94,58 +101,65 @@ class Reference(base.Task):
 
     def get_reward(self, physics: Physics) -> float:
         """The benchmark's reward after a step."""
-        data = physics.data.ptr
-        upright = data.body("torso").xmat[8]
-        head, imu = self._site(physics, "head")[2], self._site(physics, "imu")
+        data, name = physics.data.ptr, self.name
+        small = 4 + tolerance(data.actuator_force, (0, 0), 10, "quadratic", 0).mean()
+        small /= 5
         speed = data.sensor("velocity").data
-        control_cost = tolerance(data.actuator_force, (0, 0), 10, "quadratic", 0).mean()
-        small = (4 + control_cost) / 5
         still = tolerance(speed[:2], margin=2).mean()
-
-        def stand(height=1.65, lean=0.9):
-            high = tolerance(head, (height, INFINITY), margin=1.65 / 4)
-            return high * tolerance(upright, (lean, INFINITY), 1.9, "linear", 0)
-
-        def move(wanted):
-            return (5 * tolerance(speed[0], (wanted, INFINITY), wanted, "linear", 0) + 1) / 6
-
-        if self.name == "stand":
-            return small * stand() * still
-        if self.name == "walk":
-            return small * stand() * move(1)
-        if self.name == "run":
-            return small * stand() * move(5)
-        if self.name in ("stair", "slide"):
-            feet = [self._site(physics, f"{side}_foot")[2] for side in ("left", "right")]
-            tall = np.prod([tolerance(head - foot, (1.2, INFINITY), margin=0.45) for foot in feet])
-            straight = tolerance(upright, (0.5, INFINITY), 1.9, "linear", 0)
-            return tall * straight * small * move(1)
-        if self.name == "crawl":
-            low = min(tolerance(z, (0.6, 1.0), margin=1) for z in (head, imu[2]))
-            turned = np.linalg.norm(data.body("pelvis").xquat - ALL_FOURS)
-            total = 0.1 * small + 0.25 * low + 0.4 * move(1) + 0.25 * tolerance(turned, margin=1)
-            return total * (abs(imu[1]) <= 1)
-        if self.name == "pole":
-            touched = any(
-                "pole" in a + b for a, b in self._contacts(physics) if "floor" not in (a, b)
-            )
-            return (0.5 * small * stand() + 0.5 * move(0.5)) * (0.1 if touched else 1)
-        if self.name == "hurdle":
+        stand = small * self._stand(physics)
+        if name in ("stand", "walk", "run"):
+            wanted = {"walk": 1, "run": 5}
+            return stand * (_forward(speed, wanted[name]) if name in wanted else still)
+        if name in ("stair", "slide"):
+            return self._climb(physics) * small * _forward(speed, 1)
+        if name == "crawl":
+            return self._crawl(physics, small, _forward(speed, 1))
+        if name == "pole":
+            pairs = [a + b for a, b in self._contacts(physics) if "floor" not in (a, b)]
+            total = 0.5 * stand + 0.5 * _forward(speed, 0.5)
+            return total * (0.1 if any("pole" in pair for pair in pairs) else 1)
+        if name == "hurdle":
             touched = any("barrier" in a + b for a, b in self._contacts(physics))
-            return small * stand(lean=0.8) * move(5) * (0.1 if touched else 1)
-        if self.name == "maze":
-            return self._maze(physics, 0.2 * stand() * small, speed, imu)
-        if self.name.startswith("sit"):
-            chair, pelvis = data.body("chair").xpos, data.qpos
-            above = tolerance(pelvis[0] - chair[0], (-0.19, 0.19), margin=0.2)
-            above *= tolerance(pelvis[1] - chair[1], margin=0.1)
-            sit = 0.5 * tolerance(pelvis[2], (0.68, 0.72), margin=0.2) + 0.5 * above
-            sit *= tolerance(upright, (0.95, INFINITY), 0.9, "linear", 0)
-            return sit * tolerance(head - imu[2], (0.35, 0.45), margin=0.3) * small * still
-        if self.name.startswith("balance"):
-            return small * stand(1.65 + 0.37) * still
+            run = small * self._stand(physics, lean=0.8) * _forward(speed, 5)
+            return run * (0.1 if touched else 1)
+        if name == "maze":
+            return self._maze(physics, 0.2 * stand, speed, self._site(physics, "imu"))
+        if name.startswith("sit"):
+            return self._sit(physics) * small * still
+        if name.startswith("balance"):
+            return small * self._stand(physics, 1.65 + 0.37) * still
+        return self._reach(physics)
+
+    def _stand(self, physics: Physics, height: float = 1.65, lean: float = 0.9) -> float:
+        high = tolerance(self._site(physics, "head")[2], (height, INFINITY), margin=1.65 / 4)
+        return high * tolerance(_upright(physics), (lean, INFINITY), 1.9, "linear", 0)
+
+    def _climb(self, physics: Physics) -> float:
+        head = self._site(physics, "head")[2]
+        feet = [self._site(physics, f"{side}_foot")[2] for side in ("left", "right")]
+        tall = np.prod([tolerance(head - foot, (1.2, INFINITY), margin=0.45) for foot in feet])
+        return tall * tolerance(_upright(physics), (0.5, INFINITY), 1.9, "linear", 0)
+
+    def _crawl(self, physics: Physics, small: float, forward: float) -> float:
+        head, imu = self._site(physics, "head"), self._site(physics, "imu")
+        low = min(tolerance(z, (0.6, 1.0), margin=1) for z in (head[2], imu[2]))
+        turned = np.linalg.norm(physics.data.ptr.body("pelvis").xquat - ALL_FOURS)
+        total = 0.1 * small + 0.25 * low + 0.4 * forward + 0.25 * tolerance(turned, margin=1)
+        return total * (abs(imu[1]) <= 1)
+
+    def _sit(self, physics: Physics) -> float:
+        chair, pelvis = physics.data.ptr.body("chair").xpos, physics.data.qpos
+        trunk = self._site(physics, "head")[2] - self._site(physics, "imu")[2]
+        above = tolerance(pelvis[0] - chair[0], (-0.19, 0.19), margin=0.2)
+        above *= tolerance(pelvis[1] - chair[1], margin=0.1)
+        sit = 0.5 * tolerance(pelvis[2], (0.68, 0.72), margin=0.2) + 0.5 * above
+        sit *= tolerance(_upright(physics), (0.95, INFINITY), 0.9, "linear", 0)
+        return sit * tolerance(trunk, (0.35, 0.45), margin=0.3)
+
+    def _reach(self, physics: Physics) -> float:
         distance = np.linalg.norm(self._site(physics, "left_hand") - self.goal)
-        reward = 5 * data.body("pelvis").xmat[8] - 1e-4 * np.square(data.qvel).sum()
+        reward = 5 * physics.data.ptr.body("pelvis").xmat[8]
+        reward -= 1e-4 * np.square(physics.data.qvel).sum()
         return reward + 5 * (distance < 1) + 10 * (distance < 0.05)
 
     def _maze(self, physics: Physics, standing: float, speed, imu) -> float:
@@ -162,7 +176,7 @@ class Reference(base.Task):
 
     def terminated(self, physics: Physics) -> bool:
         """Whether the benchmark would end the episode here."""
-        height, upright = physics.data.qpos[2], physics.data.ptr.body("torso").xmat[8]
+        height, upright = physics.data.qpos[2], _upright(physics)
         if self.name in ("crawl", "reach"):
             return False
         if self.name in ("stair", "slide"):
@@ -183,6 +197,3 @@ class Reference(base.Task):
     def memory(self) -> dict[str, np.ndarray]:
         """What the episode has to remember, as `Physics.episode` has it."""
         return {"stage": np.full((1, 1), float(self.stage))} if self.name == "maze" else {}
-
-
-TASKS = tuple(f"h1-{name}" for name in h1.TASKS)

@@ -61,15 +61,17 @@ def plot(names: list[str]) -> None:
     shape = {"figsize": (3.2 * len(tasks), 5), "sharex": "col", "squeeze": False}
     figure, axes = plt.subplots(2, len(tasks), **shape)
     for column, task in enumerate(tasks):
+        highest = 0.0
         for name in (name for name in names if name.startswith(f"{task}__")):
             rows = evaluations(name)
             steps = [int(row["step"]) / 1000 for row in rows]
             seed = name.split("__")[1]
             returns = [float(row[SAMPLED]) for row in rows]
+            highest = max(highest, *returns)
             axes[0, column].plot(steps, returns, marker=".", label=f"seed {seed}")
             for style, key in (("-", "charts/action_std"), (":", "charts/action_saturation")):
                 axes[1, column].plot(steps, [float(row[key]) for row in rows], style, label=key)
-        axes[0, column].set(title=task, ylim=(0, 1000))
+        axes[0, column].set(title=task, ylim=(0, 1000 if highest > 200 else None))
         axes[1, column].set(xlabel="thousand environment steps", ylim=(0, None))
     axes[0, 0].set_ylabel("return, sampled x0")
     axes[0, 0].legend(fontsize=7)

@@ -118,7 +118,8 @@ def start(original, env_id: str, segment: int, changed: dict[str, np.ndarray]) -
 def record_steps(env_id: str, steps: int, engine: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random control steps of dm_control's environment, each re-synchronised to float32.
 
-    Where a task has fewer contacts on `mjx`, dm_control's model is given as few for that engine.
+    Where a task has fewer contacts on `mjx`, dm_control's model is given as few for that engine,
+    and no noslip iterations.
 
     Returns:
       qpos, qvel, act and episode before the step, action in [-1, 1], obs, reward and terminated
@@ -133,6 +134,7 @@ def record_steps(env_id: str, steps: int, engine: str, seed: int = 0) -> dict[st
         reduced = with_contacts(model, task.mjx_floor, task.mjx_obstacles)
         model.geom_contype[:] = reduced.geom_contype
         model.geom_conaffinity[:] = reduced.geom_conaffinity
+        model.opt.noslip_iterations = 0  # MJX has none; what that changes is in NOTES.md
     middle = ((spec.maximum + spec.minimum) / 2).astype(np.float32)
     half_range = ((spec.maximum - spec.minimum) / 2).astype(np.float32)
     for i in range(steps):
@@ -213,21 +215,22 @@ def main() -> None:
         result = dataclasses.asdict(measure(env_id, args.engine, STEPS[args.engine])[0])
         row = {k: f"{v:.1e}" if isinstance(v, float) else v for k, v in result.items()}
         print(*row.values(), sep="  ", flush=True)
-        write(row)
+        write(CSV_PATH, row, ("engine", "env_id"))
 
 
-def write(row: dict[str, str]) -> None:
-    """Puts one row into the file, in the place of an older one."""
+def write(path: pathlib.Path, row: dict, key: tuple[str, ...]) -> None:
+    """Puts one row into a CSV file, in the place of an older one with the same values of `key`."""
     rows = []
-    if CSV_PATH.exists():
-        with CSV_PATH.open() as file:
+    if path.exists():
+        with path.open() as file:
             rows = list(csv.DictReader(file))
-    by_key = {(old["engine"], old["env_id"]): old for old in [*rows, row]}
-    with CSV_PATH.open("w", newline="") as file:
-        names = [field.name for field in dataclasses.fields(Parity)]
-        writer = csv.DictWriter(file, names, restval="")
+    row = {name: str(value) for name, value in row.items()}
+    by_key = {tuple(old[name] for name in key): old for old in [*rows, row]}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row, restval="")
         writer.writeheader()
-        writer.writerows(row for _, row in sorted(by_key.items()))
+        order = sorted(by_key, key=lambda key: [int(v) if v.isdigit() else v for v in key])
+        writer.writerows(by_key[key] for key in order)
 
 
 if __name__ == "__main__":

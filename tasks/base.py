@@ -225,3 +225,7 @@ class InitialStates:
                 episodes[field].append(value)
         stack = functools.partial(jax.tree.map, np.stack, is_leaf=lambda x: isinstance(x, list))
         return stack(states), stack(episodes)
+
+    def crowded(self, count: int) -> dict[str, np.ndarray]:
+        """`count` states in which buffers for contacts are measured: here, any start."""
+        return self.draw(0, count)[0]

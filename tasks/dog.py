@@ -70,7 +70,7 @@ def load(name: str) -> Task:
     if fetches:  # on mjx the mouth could not hold the ball: it has no contacts of boxes here
         return dataclasses.replace(task, engines=("native", "warp"))
     reduced = f"on mjx only {len(MJX_FLOOR)} geoms (limbs, torso, pelvis, skull) touch the floor, "
-    reduced += "and nothing else touches"
+    reduced += "nothing else touches, and friction lacks MuJoCo's noslip iterations"
     return dataclasses.replace(task, mjx_floor=MJX_FLOOR, differences=reduced)
 
 

@@ -1,6 +1,7 @@
 """The h1 domain: HumanoidBench's locomotion with a Unitree H1 without hands.
 
-Source: Sferrazza et al., arXiv 2403.10506, and the definitions published with it. Masses,
+Source: Sferrazza et al., arXiv 2403.10506, and github.com/carlosferrazza/humanoid-bench (robot
+and most obstacles as of commit 44e2fc0, balance's board as of b917f7a, rewards 217b38f). Masses,
 inertias, axes, ranges and offsets are Unitree's. The links collide as the capsules and spheres of
 the table below, where HumanoidBench has meshes: no files, and every engine agrees on contacts.
 Rewards and terminations are in h1_rewards.py, obstacles in h1_obstacles.py.
@@ -17,6 +18,7 @@ from tasks import h1_obstacles, h1_rewards
 from tasks.base import Physics, Task, add_frame_sensors
 
 TIMESTEP, SUBSTEPS, EPISODE_LENGTH = 0.002, 10, 1000  # s, physics steps, control steps
+CROWDED = (0.0, -2.0), (6.0, 2.0)  # m, x and y: where obstacles are dense
 NOISE = 0.01  # uniform, on every element of qpos at a reset, quaternions included
 STAND = (0.0, 0.0, 0.98)  # m, the pelvis at a reset
 LEG_POSE = (0.0, 0.0, -0.4, 0.8, -0.4)  # rad, hip yaw, roll and pitch, knee, ankle at a reset
@@ -68,7 +70,8 @@ LEG = {
     "ankle": Link("knee", (0, 0, -0.4), ("ankle", "y", -0.87, 0.52), 0.552448,
         (0.048568, 0, -0.045609), (0.489385, 0.510394, 0.510394, 0.489385),
         (0.00362, 0.00355701, 0.000149987),
-        {"_outer": (0.02, (-0.07, 0.025, -0.05, 0.17, 0.025, -0.05)),  # two, to stand flat
+        # Two, to stand flat; of the length, 0.28 m, that a bar of this inertia has.
+        {"_outer": (0.02, (-0.07, 0.025, -0.05, 0.17, 0.025, -0.05)),
          "_inner": (0.02, (-0.07, -0.025, -0.05, 0.17, -0.025, -0.05))}),
 }
 TORSO = {
@@ -204,6 +207,14 @@ class Starts:
             episode["body_pos"] = random.uniform(low, high, (count, 1, 3))
         speeds = np.zeros((count, self._model.nv))
         return {"qpos": qpos, "qvel": speeds, "act": np.zeros((count, 0))}, episode
+
+    def crowded(self, count: int) -> dict[str, np.ndarray]:
+        """As `InitialStates.crowded`: anywhere among obstacles that stand along the way."""
+        states, _ = self.draw(0, count)
+        if self._name in h1_obstacles.ALONG_THE_WAY:
+            low, high = CROWDED
+            states["qpos"][:, :2] = np.random.default_rng(0).uniform(low, high, (count, 2))
+        return states
 
 
 def _world() -> mujoco.MjSpec:

@@ -23,6 +23,7 @@ MAZE = (
     "#     #",
     "#######",
 )
+ALONG_THE_WAY = ("stair", "crawl", "pole", "slide", "hurdle", "maze")
 SQUARE, MAZE_ORIGIN = 1.5, -2.25  # m, the lower left corner in x and in y
 
 
@@ -178,9 +179,9 @@ def _chair(spec: mujoco.MjSpec, loose: bool = False) -> Obstacles:
 
 def _board(spec: mujoco.MjSpec, rolling: bool = False) -> Obstacles:
     """A board on a ball, which rolls or does not; the robot starts above it."""
-    board = spec.worldbody.add_body(name="board", pos=(0, 0, 0.34))
+    board = spec.worldbody.add_body(name="board", pos=(0, 0, 0.37))
     board.add_freejoint(name="board")
-    _box(board, "board", (0, 0, 0), (0.15, 0.55, 0.01), WOOD, density=1000)
+    _box(board, "board", (0, 0, 0), (0.15, 0.55, 0.03), WOOD, density=1000)
     ball = spec.worldbody.add_body(name="ball", pos=(0, 0, 0.17))
     sphere, size = mujoco.mjtGeom.mjGEOM_SPHERE, (0.17, 0, 0)
     ball.add_geom(name="ball", type=sphere, size=size, rgba=METAL, density=1000)

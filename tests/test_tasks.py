@@ -103,6 +103,8 @@ def test_mjx_agrees_with_dm_control(env_id):
 # warp computes in float32 too, and its solver stops at a tolerance of 1e-6 where C has 1e-8.
 # The dog's ellipsoids have contact normals that are good to 1e-3 there (benchmarks/NOTES.md).
 WARP_TOLERANCE = MJX_TOLERANCE | {"cartpole-balance": 2e-6, "cheetah-run": 2e-4, "dog-run": 3e-2}
+# Here an episode moves a body that is fixed to the world and that fingers touch.
+WARP_TOLERANCE["manipulator-insert_peg"] = 2e-4
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from engines import PhysicsState
 from engines.mjx_kinematics import kinematics
 
 # Steps of the line search, 50 in dm_control's models. Nothing that was measured changes, and it is
-# 1.2 to 1.4 times as fast (benchmarks/solver_iterations.csv): under `vmap` all environments go on
+# 1.1 to 1.4 times as fast (benchmarks/solver_iterations.csv): under `vmap` all environments go on
 # until the slowest has bisected down to float32's last bit.
 MAX_LS_ITERATIONS = 16
 

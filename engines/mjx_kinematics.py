@@ -30,20 +30,20 @@ def kinematics(model: Any, data: Any) -> Any:
         pos = pos.at[mocap].set(data.mocap_pos[number])
         quat = quat.at[mocap].set(_normalize(data.mocap_quat[number]))
     pos, quat, anchors, axes = _in_parent(model, pos, quat, qpos, motions, offsets)
-    pos, quat = _in_world(model.body_parentid, pos, quat)
+    pos, quat = in_world(model.body_parentid, pos, quat)
     parent = model.body_parentid[model.jnt_bodyid]
     anchors = pos[parent] + _rotate(anchors, quat[parent])
     axes = _rotate(axes, quat[parent])
     data = data.replace(qpos=qpos, xanchor=anchors, xaxis=axes, xpos=pos, xquat=quat)
     everything = np.arange(model.nbody)
     frames = {"xmat": _matrix(quat)}
-    frames["xipos"], frames["ximat"] = _attach(
+    frames["xipos"], frames["ximat"] = attach(
         pos, quat, everything, model.body_ipos, model.body_iquat
     )
-    frames["geom_xpos"], frames["geom_xmat"] = _attach(
+    frames["geom_xpos"], frames["geom_xmat"] = attach(
         pos, quat, model.geom_bodyid, model.geom_pos, model.geom_quat
     )
-    frames["site_xpos"], frames["site_xmat"] = _attach(
+    frames["site_xpos"], frames["site_xmat"] = attach(
         pos, quat, model.site_bodyid, model.site_pos, model.site_quat
     )
     return data.replace(**frames)
@@ -97,8 +97,8 @@ def _in_parent(model: Any, pos, quat, qpos, rotations, offsets):
     return pos, quat, anchors, axes
 
 
-def _in_world(parents: np.ndarray, pos: jax.Array, quat: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Frames in the parents' (nbody, 3), (nbody, 4) -> in the world's."""
+def in_world(parents: np.ndarray, pos: jax.Array, quat: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Frames in the parents' (nbody, 3), (nbody, 4) -> in the world's. parents: (nbody,)."""
     # Of the world's own body, its own parent, the frame is zero and no turn: it changes nothing.
     above = np.asarray(parents)
     while above.any():
@@ -107,7 +107,7 @@ def _in_world(parents: np.ndarray, pos: jax.Array, quat: jax.Array) -> tuple[jax
     return pos, quat
 
 
-def _attach(pos, quat, bodies, offset, turn) -> tuple[jax.Array, jax.Array]:
+def attach(pos, quat, bodies, offset, turn) -> tuple[jax.Array, jax.Array]:
     """Frames (k, 3), (k, 3, 3) in the world of what is fixed at `offset`, `turn` to `bodies`."""
     bodies = np.asarray(bodies)
     there = pos[bodies] + _rotate(offset, quat[bodies])

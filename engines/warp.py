@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from engines import PhysicsState, buffers
+from engines import PhysicsState, buffers, mjx_kinematics
 from engines.mjx import import_mjx, with_rows
 
 
@@ -38,8 +38,11 @@ class WarpEngine:
         model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)  # as in MjxEngine
         self._mjx, self._num_substeps, self.sizes = mjx, num_substeps, sizes
         self._rows = rows
-        # Of the geoms that an episode moves, those that are fixed to the world.
-        self._fixed = np.flatnonzero(model.geom_bodyid[rows.get("geom_pos", [])] == 0)
+        # Geoms fixed to the world, where an episode moves any body or geom.
+        moves = any(name.startswith(("body_", "geom_")) for name in rows)
+        fixed = model.body_weldid[model.geom_bodyid] == 0
+        self._fixed = np.flatnonzero(fixed & moves)
+        self._parents, self._bodies = model.body_parentid, model.geom_bodyid[self._fixed]
         # Not a solver that ran out of iterations: that is allowed, as in C.
         contacts, rows = ("BROADPHASE", "NARROWPHASE", "CCD"), ("NEFC", "NJMAX_NNZ")
         self._full = int(sum(Overflow[name] for name in contacts + rows))
@@ -66,10 +69,12 @@ class WarpEngine:
         model, sensing = (with_rows(m, self._rows, episode) for m in (self._model, self._sensing))
         fields = {"qpos": state.qpos, "qvel": state.qvel, "act": state.act, "ctrl": ctrl}
         data = self._data.replace(**fields, qacc_warmstart=state.warmstart)
-        if self._fixed.size:  # Warp takes these geoms' positions from the data as it was made
-            moved = episode["geom_pos"][self._fixed]
-            where = self._rows["geom_pos"][self._fixed]
-            data = data.replace(geom_xpos=data.geom_xpos.at[where].set(moved))
+        if self._fixed.size:  # Warp takes these geoms' frames from the data as it was made
+            place = mjx_kinematics.in_world(self._parents, model.body_pos, model.body_quat)
+            offsets = model.geom_pos[self._fixed], model.geom_quat[self._fixed]
+            pos, mat = mjx_kinematics.attach(*place, self._bodies, *offsets)
+            pos = data.geom_xpos.at[self._fixed].set(pos)
+            data = data.replace(geom_xpos=pos, geom_xmat=data.geom_xmat.at[self._fixed].set(mat))
         substep = functools.partial(self._mjx.step, model)
         data = jax.lax.fori_loop(0, self._num_substeps, lambda _, data: substep(data), data)
         # Sensors of the acceleration stage keep the last substep's values, as in dm_control.

@@ -83,8 +83,9 @@ MJX_TOLERANCE = {
     "hopper-hop": 1e-4,
     "walker-run": 1e-4,
     "humanoid-run": 5e-4,
+    "dog-run": 2e-3,
 }
-SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run", "humanoid-run")
+SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run", "humanoid-run", "dog-run")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,10 @@ def test_mjx_agrees_with_dm_control(env_id):
 
 
 # warp computes in float32 too, and its solver stops at a tolerance of 1e-6 where C has 1e-8.
-WARP_TOLERANCE = MJX_TOLERANCE | {"cartpole-balance": 2e-6, "cheetah-run": 2e-4}
+# The dog's ellipsoids have contact normals that are good to 1e-3 there (benchmarks/NOTES.md).
+WARP_TOLERANCE = MJX_TOLERANCE | {"cartpole-balance": 2e-6, "cheetah-run": 2e-4, "dog-run": 3e-2}
+# Here an episode moves a body that is fixed to the world and that fingers touch.
+WARP_TOLERANCE["manipulator-insert_peg"] = 2e-4
 
 
 @pytest.mark.slow

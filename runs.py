@@ -287,7 +287,7 @@ def enable_compilation_cache(path: Path | None = None) -> Path | None:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # also the small
     return path
 
 
@@ -641,7 +641,6 @@ def train(
       RunError: a folder cannot be made.
       FloatingPointError: a loss is not finite; it names step, metrics and seed.
     """
-    enable_compilation_cache()
     args = each[0]
     num_chunks = -(-args.total_timesteps // steps_per_chunk)
     per_eval = max(1, round(args.eval_interval / steps_per_chunk))
@@ -749,7 +748,9 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
     for a loss that is not finite, 128 + signal for a stop that could not wait.
     """
     try:
-        return main(parse_args(kind, presets, preset_for_this_machine()))
+        args = parse_args(kind, presets, preset_for_this_machine())
+        enable_compilation_cache()
+        return main(args)
     except (RunError, *bad_input) as error:
         code, text = 2, f"error: {error}"
     except FloatingPointError as error:

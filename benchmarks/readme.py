@@ -74,15 +74,38 @@ def h1_tasks() -> str:
     return markdown(header + " | native: steps/s | mjx: steps/s | warp: steps/s", lines)
 
 
-def throughput() -> str:
-    """`native` beside plain rollouts and EnvPool."""
+def rate(text: str) -> str:
+    """A rate as people read it."""
+    return f"{float(text):,.0f}" if text else ""
+
+
+def env_throughput() -> str:
+    """`env.step` beside the bare engine, and EnvPool."""
     lines = []
-    for row in rows("native_throughput.csv"):
-        rates = [f"{int(row[name]):,}" for name in ("rollout", "ours", "envpool")]
-        ratios = [f"{row[f'ours/{o}']} ({row[f'range ours/{o}']})" for o in ("rollout", "envpool")]
-        lines.append((row["env_id"], *rates, *ratios))
-    header = "task | rollout | ours | EnvPool | ours / rollout (range) | ours / EnvPool (range)"
-    return markdown(header, lines)
+    for row in rows("throughput_env.csv"):
+        rates = [rate(row[name]) for name in ("bare", "ours", "envpool")]
+        ratios = [f"{row[k + 'ratio']} ({row[k + 'range']})" for k in ("", "envpool ")]
+        ratios = [ratio if rates[i] else "" for ratio, i in zip(ratios, (1, 2), strict=True)]
+        lines.append((row["env_id"], row["engine"], row["num_envs"], *rates, *ratios))
+    header = "task | engine | environments | bare engine | ours | EnvPool"
+    return markdown(header + " | ours / bare (range) | ours / EnvPool (range)", lines)
+
+
+def update_throughput() -> str:
+    """Updates a second beside the machine's matrix rate."""
+    names = ("batch_size", "width", "dtype", "updates", "GFLOP an update", "GFLOP/s")
+    names += ("GFLOP/s of a product", "ratio")
+    lines = [tuple(row[name] for name in names) for row in rows("throughput_update.csv")]
+    header = "batch | width | precision | updates/s | GFLOP an update | GFLOP/s"
+    return markdown(header + " | GFLOP/s of a matrix product | share of it", lines)
+
+
+def loop_throughput() -> str:
+    """The training loop beside the sum of its parts."""
+    names = ("run", "engine", "env ms", "updates ms", "loop ms", "steps/s", "updates/s", "ratio")
+    lines = [tuple(row[name] for name in names) for row in rows("throughput_loop.csv")]
+    header = "run | engine | environments, ms | updates, ms | loop, ms | steps/s | updates/s"
+    return markdown(header + " | sum of the parts / loop", lines)
 
 
 def short_runs() -> str:
@@ -116,7 +139,9 @@ def main() -> None:
         "parity": parity,
         "h1": h1_tasks,
         "learning": learning.table,
-        "throughput": throughput,
+        "env throughput": env_throughput,
+        "update throughput": update_throughput,
+        "loop throughput": loop_throughput,
         "short runs": short_runs,
     }
     for name, table in tables.items():

@@ -1,179 +1,445 @@
-"""Control steps per second of `native`, beside plain MuJoCo rollouts and EnvPool.
+"""How near to the limit environments, updates and the whole training loop are, on this machine.
 
-    python benchmarks/throughput.py            # writes native_throughput.csv beside this file
+    python benchmarks/throughput.py                    # all three parts and the plot
+    python benchmarks/throughput.py env --engines native --tasks cheetah-run
+    python benchmarks/throughput.py plot
 
-requirements-bench: `pip install envpool==1.2.7` in a Python 3.12 (or newer) environment that has
-the requirements; without it the EnvPool column is left empty, and that is said.
+Contenders take turns, block by block, in one process: machines are noisy, ratios within a round
+are less so. Each part writes throughput_{part}.csv beside this file; rows of other settings there
+stay, and `throughput.png` shows all of them.
 
-256 environments, all cores, each contender in turn for a short block, over and over; what is
-compared is the median over blocks, and ratios within a round. The contenders:
-  ours      `env.step` in a jitted `lax.scan`, as training runs it: actions scaled, MuJoCo,
-            sensors brought up to date, observation, reward, auto-reset
-  rollout   `mujoco.rollout` on the same compiled model, from our state at the block's start and
-            its warm start, with the same actions held over the same substeps; no observation,
-            reward or reset: the limit
-  envpool   EnvPool's DeepMind Control task, stepped synchronously on as many threads
-Ours and EnvPool run through the same episodes' ages: 1,000-step episodes, started together.
+env     control steps a second of `env.step` (actions scaled, physics, fresh sensors, observation,
+        reward, auto-reset) in one compiled loop, beside the bare engine from the same states with
+        the same actions: `mujoco.rollout`, or `mjx.step` on the model that our engine has, with
+        nothing of ours in it; and EnvPool, if it is installed (Python >= 3.12).
+update  updates a second, beside the floor: operations that XLA counts in the compiled update, over
+        the rate of a large matrix product of the same precision, measured in the same rounds.
+loop    `train_chunk`, beside the sum of its parts: the environments alone and the updates alone.
 """
 
 import argparse
+import contextlib
 import csv
+import dataclasses
+import functools
 import os
 import pathlib
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("MUJOCO_GL", "disable")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
+import jax.numpy as jnp
 import mujoco
 import mujoco.rollout
 import numpy as np
 
 import envs
+import flowrl_jax as flowrl
+import runs
 
 try:
     import envpool
 except ImportError:
     envpool = None
 
-TASKS = {  # ours -> EnvPool's, control steps a block (a third of a second or so on two cores)
-    "cheetah-run": ("CheetahRun-v1", 100),
-    "walker-run": ("WalkerRun-v1", 25),
-    "humanoid-run": ("HumanoidRun-v1", 20),
+HERE = pathlib.Path(__file__).resolve().parent
+TASKS = ("cheetah-run", "humanoid-run", "dog-run")
+ENVPOOL = {"cheetah-run": "CheetahRun-v1", "humanoid-run": "HumanoidRun-v1"}
+NUM_ENVS, BATCHES, WIDTHS = (1, 64, 1024, 4096), (256, 4096, 32768), (256, 512)
+OBS_SIZE, ACTION_SIZE = 67, 21  # the humanoid's
+BLOCK = 0.5  # s, about how long a block is
+TOO_LONG = 20.0  # s for one vector step or update: then it is left out, and the row says so
+Timed = Callable[[int], float]  # number of steps -> s
+
+LOOPS = {  # environments, updates and sizes of the whole loop, by the device it is meant for
+    "cpu": {
+        "cheetah-run, preset cpu": ("cheetah-run", "cpu", {}),
+        "humanoid-run, preset cpu": ("humanoid-run", "cpu", {}),
+        "humanoid-run, preset paper": ("humanoid-run", "paper", {}),
+    },
+    "gpu": {
+        "humanoid-run, preset gpu": ("humanoid-run", "gpu", {}),
+        "dog-run, preset gpu": ("dog-run", "gpu", {}),
+        "humanoid-run, preset paper, native": ("humanoid-run", "paper", {"engine": "native"}),
+    },
 }
-CSV_PATH = pathlib.Path(__file__).with_name("native_throughput.csv")
 
 
-class Rollout:
-    """Plain `mujoco.rollout` from the states of an `EnvState`."""
+# ------------------------------------------------------------------------------------------ timing
+def interleaved(contenders: dict[str, Timed], blocks: int) -> dict[str, list[float]]:
+    """Seconds for one step of each contender, by block; each has blocks of about BLOCK seconds.
 
-    def __init__(self, env: envs.VectorEnv, threads: int):
-        self._env, self._model = env, env.task.model
-        self._substeps = round(env.control_timestep / self._model.opt.timestep)
-        self._datas = [mujoco.MjData(self._model) for _ in range(threads)]
-        self._rollout = mujoco.rollout.Rollout(nthread=threads)
-
-    def seconds(self, state: envs.EnvState, actions: np.ndarray) -> float:
-        """Time to apply actions (T, N, A) from `state`."""
-        env, model, kind = self._env, self._model, mujoco.mjtState.mjSTATE_FULLPHYSICS
-        initial = np.zeros((env.num_envs, mujoco.mj_stateSize(model, kind)))
-        physics = [np.asarray(x) for x in (state.physics.qpos, state.physics.qvel)]
-        initial[:, 1 : 1 + model.nq + model.nv] = np.concatenate(physics, axis=1)  # [0] is time
-        assert model.na == 0, "the activations have a place of their own"
-        ctrl = env._ctrl_middle + env._ctrl_half_range * actions
-        ctrl = np.repeat(ctrl.swapaxes(0, 1), self._substeps, axis=1).astype(float)
-        warmstart = np.asarray(state.physics.warmstart, float)
-        sizes = initial.shape[1], model.nsensordata  # filled here, so that no page faults are timed
-        results = [np.zeros((*ctrl.shape[:2], size)) for size in sizes]
-        for result in results:
-            result.fill(0)
-        start = time.perf_counter()
-        self._rollout.rollout(
-            model,
-            self._datas,
-            initial,
-            ctrl,
-            initial_warmstart=warmstart,
-            state=results[0],
-            sensordata=results[1],
-        )
-        return time.perf_counter() - start
-
-
-def ours_seconds(roll, state: envs.EnvState, actions: np.ndarray) -> tuple[float, envs.EnvState]:
-    """Time to apply actions (T, N, A), and the state after them."""
-    start = time.perf_counter()
-    state = jax.block_until_ready(roll(state, actions))
-    return time.perf_counter() - start, state
-
-
-def envpool_seconds(pool, actions: np.ndarray) -> float:
-    """Time to apply actions (T, N, A)."""
-    start = time.perf_counter()
-    for action in actions:
-        pool.step(action)
-    return time.perf_counter() - start
-
-
-def measure(env_id: str, num_envs: int, threads: int, blocks: int) -> dict[str, list[float]]:
-    """Control steps per second of each contender, block by block; the first is thrown away."""
-    name, length = TASKS[env_id]
-    env = envs.make(env_id, num_envs, "native", num_threads=threads)
-    roll = jax.jit(
-        lambda s, actions: jax.lax.scan(lambda s, a: (env.step(s, a), None), s, actions)[0]
-    )
-    state, rollout = env.reset(jax.random.key(0)), Rollout(env, threads)
-    pool = None
-    if envpool:
-        pool = envpool.make(name, "gymnasium", num_envs=num_envs, num_threads=threads, seed=0)
-        pool.reset()
-    random = np.random.default_rng(0)
-    rates: dict[str, list[float]] = {"rollout": [], "ours": [], "envpool": []}
-    for block in range(blocks + 1):
-        shape = (length, num_envs, env.action_size)
-        actions = random.uniform(-1, 1, shape).astype(np.float32)
-        seconds = {"rollout": rollout.seconds(state, actions)}
-        seconds["ours"], state = ours_seconds(roll, state, actions)
-        if pool:
-            seconds["envpool"] = envpool_seconds(pool, actions.astype(float))
-        for contender, duration in seconds.items() if block else ():
-            rates[contender].append(length * num_envs / duration)
+    The first call, which compiles, and the second, which sets the length of a block, do not count.
+    A contender whose single step takes more than TOO_LONG gets no seconds.
+    """
+    lengths = {}
+    for name, timed in contenders.items():
+        timed(1)
+        seconds = timed(1)
+        seconds = timed(5) / 5 if seconds < BLOCK / 10 else seconds
+        lengths[name] = max(1, round(BLOCK / seconds)) if seconds < TOO_LONG else 0
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(blocks):
+        for name, length in lengths.items():
+            if length:
+                rates[name].append(contenders[name](length) / length)
     return rates
 
 
-def summarise(env_id: str, rates: dict[str, list[float]]) -> dict[str, str]:
-    """Medians over blocks, and medians of the ratios within each round of blocks."""
-    row = {"env_id": env_id}
-    for contender, values in rates.items():
-        row[contender] = f"{statistics.median(values):.0f}" if values else ""
-    for other in ("rollout", "envpool"):
-        ratios = sorted(a / b for a, b in zip(rates["ours"], rates[other], strict=False))
-        row[f"ours/{other}"] = f"{statistics.median(ratios):.2f}" if ratios else ""
-        row[f"range ours/{other}"] = f"{ratios[0]:.2f}-{ratios[-1]:.2f}" if ratios else ""
+def repeated(step: Callable, state) -> Timed:
+    """Times n calls of `step`, (state, i) -> state, in one compiled loop that donates `state`."""
+    loop = jax.jit(
+        lambda s, n: jax.lax.fori_loop(0, n, lambda i, s: step(s, i), s), donate_argnums=0
+    )
+    carried = [jax.tree.map(jnp.array, state)]
+
+    def timed(length: int) -> float:
+        start = time.perf_counter()
+        carried[0] = jax.block_until_ready(loop(carried[0], length))
+        return time.perf_counter() - start
+
+    return timed
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, str]:
+    """Median and range of above / below, block by block; empty without blocks."""
+    ratios = sorted(a / b for a, b in zip(above, below, strict=False))
+    if not ratios:
+        return {"ratio": "", "range": ""}
+    return {
+        "ratio": f"{statistics.median(ratios):.3f}",
+        "range": f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
+    }
+
+
+def number(value: float) -> str:
+    """Four digits, or nothing for what was not measured."""
+    return f"{value:.4g}" if value == value else ""
+
+
+def median(values: list[float]) -> float:
+    """The median; nan of nothing."""
+    return statistics.median(values) if values else float("nan")
+
+
+# ---------------------------------------------------------------------------------------- env (a)
+def ours(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -> Timed:
+    """`env.step` with actions (T, N, A), over and over."""
+    return repeated(lambda s, i: env.step(s, actions[i % len(actions)]), state)
+
+
+def bare_native(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -> Timed:
+    """`mujoco.rollout` from `state` on; its results are allocated and touched beforehand."""
+    model, kind = env.task.model, mujoco.mjtState.mjSTATE_FULLPHYSICS
+    substeps = round(env.control_timestep / model.opt.timestep)
+    threads = env._engine._num_threads
+    datas = [mujoco.MjData(model) for _ in range(threads)]
+    pool = mujoco.rollout.Rollout(nthread=threads)
+    physics = [np.asarray(x) for x in (state.physics.qpos, state.physics.qvel, state.physics.act)]
+    initial = np.zeros((env.num_envs, mujoco.mj_stateSize(model, kind)))
+    initial[:, 1 : 1 + model.nq + model.nv + model.na] = np.concatenate(physics, axis=1)
+    warmstart = np.asarray(state.physics.warmstart, float)
+    every = env._ctrl_middle + env._ctrl_half_range * np.asarray(actions, float)  # (T, N, A)
+    current = [initial, warmstart]
+
+    def timed(length: int) -> float:
+        ctrl = np.repeat(every[np.arange(length) % len(every)].swapaxes(0, 1), substeps, axis=1)
+        sizes = (initial.shape[1], model.nsensordata)
+        states, sensors = (np.ones((*ctrl.shape[:2], size)) for size in sizes)
+        outputs = {"state": states, "sensordata": sensors}
+        start = time.perf_counter()
+        pool.rollout(model, datas, current[0], ctrl, initial_warmstart=current[1], **outputs)
+        seconds = time.perf_counter() - start
+        current[0] = states[:, -1].copy()
+        return seconds
+
+    return timed
+
+
+def bare_mjx(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -> Timed:
+    """`jax.vmap(mjx.step)` on the model that our engine has, and MJX as it is installed.
+
+    On `mjx` with the contacts that our engine has, without the functions of ours that replace
+    MJX's, and with dm_control's iterations of the line search.
+    """
+    from engines.mjx import import_mjx, with_contacts
+
+    mjx, engine, task = import_mjx(), env._engine, env.task
+    model, data = engine._model, engine._data
+    if env.engine == "mjx":
+        plain = with_contacts(task.model, task.mjx_floor, task.mjx_obstacles)
+        plain.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
+        model, data = mjx.put_model(plain, impl="jax"), mjx.make_data(plain, impl="jax")
+    physics = state.physics
+
+    def load(qpos: jax.Array, qvel: jax.Array, act: jax.Array, warmstart: jax.Array):
+        return data.replace(qpos=qpos, qvel=qvel, act=act, qacc_warmstart=warmstart)
+
+    batch = jax.vmap(load)(physics.qpos, physics.qvel, physics.act, physics.warmstart)
+    ctrl = env._ctrl_middle + env._ctrl_half_range * actions
+
+    def step(batch, i):
+        batch = batch.replace(ctrl=ctrl[i % len(ctrl)])
+        substep = jax.vmap(functools.partial(mjx.step, model))
+        return jax.lax.fori_loop(0, engine._num_substeps, lambda _, b: substep(b), batch)
+
+    return repeated(step, batch)
+
+
+def bare_envpool(env: envs.VectorEnv, actions: jax.Array) -> Timed:
+    """EnvPool's own task, from its own resets."""
+    threads = env._engine._num_threads
+    sizes = {"num_envs": env.num_envs, "num_threads": min(threads, env.num_envs)}
+    pool = envpool.make(ENVPOOL[env.env_id], "gymnasium", **sizes, seed=0)
+    pool.reset()
+    every = np.asarray(actions, float)
+
+    def timed(length: int) -> float:
+        start = time.perf_counter()
+        for i in range(length):
+            pool.step(every[i % len(every)])
+        return time.perf_counter() - start
+
+    return timed
+
+
+def measure_env(env_id: str, engine: str, num_envs: int, blocks: int) -> dict[str, str]:
+    """Control steps a second, ours and bare."""
+    row = {"env_id": env_id, "engine": engine, "num_envs": str(num_envs)}
+    env = envs.make(env_id, num_envs, engine)
+    state = env.reset(jax.random.key(0))
+    shape = (min(64, -(-65536 // num_envs)), num_envs, env.action_size)
+    actions = jax.random.uniform(jax.random.key(1), shape, minval=-1.0)
+    bare = bare_native if engine == "native" else bare_mjx
+    contenders = {"bare": bare(env, state, actions), "ours": ours(env, state, actions)}
+    if envpool and engine == "native" and env_id in ENVPOOL:
+        contenders["envpool"] = bare_envpool(env, actions)
+    seconds = interleaved(contenders, blocks) | {}
+    for name in ("bare", "ours", "envpool"):
+        row[name] = number(num_envs / median(seconds.get(name, [])))
+    row |= ratio(seconds["bare"], seconds["ours"])
+    against = ratio(seconds.get("envpool", []), seconds["ours"])
+    row |= {f"envpool {name}": value for name, value in against.items()}
+    row["note"] = "" if seconds["ours"] else f"one vector step took over {TOO_LONG:g} s"
     return row
 
 
+# ------------------------------------------------------------------------------------- update (b)
+def example_batch(args: flowrl.Args) -> tuple[flowrl.Transition, flowrl.UpdateNoise]:
+    """Numbers of the right sizes; nothing depends on which."""
+    key, size = jax.random.key(0), args.batch_size
+    obs = jax.random.normal(key, (size, OBS_SIZE))
+    action = jax.random.uniform(key, (size, ACTION_SIZE), minval=-1.0)
+    no = jnp.zeros(size, bool)
+    batch = flowrl.Transition(obs, action, jnp.ones(size), obs, no)
+    return batch, flowrl.draw_update_noise(key, size, ACTION_SIZE)
+
+
+def operations(learner: flowrl.LearnerState, args: flowrl.Args) -> float:
+    """Floating-point operations of one update by XLA's count, mean of an even and an odd one."""
+    counts = []
+    for step in (0, 1):  # known when compiling: only one branch is left
+
+        def one(learner, batch, noise, step=step):
+            critic = learner.critic.replace(step=np.int32(step))
+            return flowrl.update(learner.replace(critic=critic), batch, noise, args)
+
+        compiled = jax.jit(one).lower(learner, *example_batch(args)).compile()
+        counts.append(compiled.cost_analysis()["flops"])
+    return sum(counts) / 2
+
+
+def matrix_product(dtype: str, size: int = 2048) -> Timed:
+    """A product of two square matrices, over and over; 2 size^3 operations each."""
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+    precision = jax.lax.Precision.HIGHEST
+    return repeated(lambda x, i: jnp.matmul(x, a, precision=precision), a)
+
+
+def measure_update(batch_size: int, width: int, dtype: str, blocks: int) -> dict[str, str]:
+    """Updates a second, and the share of the machine's matrix rate that this is."""
+    sizes = {"batch_size": batch_size, "hidden_size": width, "compute_dtype": dtype}
+    args = flowrl.Args(**sizes, updates_per_step=2)
+    learner = flowrl.init_learner(jax.random.key(0), OBS_SIZE, ACTION_SIZE, args)
+    batch, noise = example_batch(args)
+    flops = operations(learner, args)
+
+    def pair(learner, _):  # one with a policy step and one without
+        for _ in range(2):
+            learner, _ = flowrl.update(learner, batch, noise, args)
+        return learner
+
+    contenders = {"update": repeated(pair, learner), "product": matrix_product(dtype)}
+    seconds = interleaved(contenders, blocks)
+    update = [s / 2 for s in seconds["update"]]
+    floor = [flops * s / (2 * 2048**3) for s in seconds["product"]]
+    return {
+        "batch_size": str(batch_size),
+        "width": str(width),
+        "dtype": dtype,
+        "updates": number(1 / median(update)),
+        "GFLOP an update": number(flops / 1e9),
+        "GFLOP/s": number(flops / median(update) / 1e9),
+        "GFLOP/s of a product": number(2 * 2048**3 / median(seconds["product"]) / 1e9),
+        **ratio(floor, update),
+    }
+
+
+# --------------------------------------------------------------------------------------- loop (c)
+def measure_loop(name: str, env_id: str, preset: str, flags: dict, blocks: int) -> dict[str, str]:
+    """The training loop beside the environments alone plus the updates alone."""
+    args = flowrl.Args(**flowrl.PRESETS[preset] | flags, env_id=env_id, preset=preset)
+    args = dataclasses.replace(args, learning_starts=0, buffer_size=min(args.buffer_size, 262_144))
+    env = envs.make(env_id, args.num_envs, args.engine)
+    state = flowrl.init_state(env, args)
+    ring = state.replay
+    full = ring.replace(size=jnp.array(len(ring.data.reward), jnp.int32))
+    actions = jax.random.uniform(
+        jax.random.key(1), (64, args.num_envs, env.action_size), minval=-1.0
+    )
+
+    def learn(carry, i):
+        key = jax.random.fold_in(jax.random.key(2), i)
+        return flowrl.learn(key, *carry, args)[0], carry[1]
+
+    contenders = {
+        "env": ours(env, state.env, actions),
+        "learn": repeated(learn, (state.learner, full)),
+        "loop": repeated(
+            lambda s, _: flowrl.train_step(s, env, args)[0], state.replace(replay=full)
+        ),
+    }
+    seconds = interleaved(contenders, blocks)
+    parts = [a + b for a, b in zip(seconds["env"], seconds["learn"], strict=True)]
+    per_step = {key: f"{1e3 * median(value):.3g}" for key, value in seconds.items()}
+    return {
+        "run": name,
+        "engine": env.engine,
+        "env ms": per_step["env"],
+        "updates ms": per_step["learn"],
+        "loop ms": per_step["loop"],
+        "steps/s": number(args.num_envs / median(seconds["loop"])),
+        "updates/s": number(args.updates_per_step / median(seconds["loop"])),
+        **ratio(parts, seconds["loop"]),
+    }
+
+
+# -------------------------------------------------------------------------------------------- main
 def hardware() -> str:
-    """The processor's name."""
-    try:
+    """The accelerator, or the processor's name and how many cores this process may use."""
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].device_kind
+    with contextlib.suppress(OSError, StopIteration):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return platform.processor() or platform.machine()
+
+
+def conditions() -> dict[str, str]:
+    """What belongs to every row: where, with what, how."""
+    pool = envpool.__version__ if envpool else "absent"
+    return {
+        "hardware": hardware(),
+        "load at start": f"{os.getloadavg()[0]:.1f}",  # of other programs: 0 on a quiet machine
+        "versions": f"python {platform.python_version()}, mujoco {mujoco.__version__}, "
+        f"jax {jax.__version__}, envpool {pool}",
+        "command": " ".join(["python benchmarks/throughput.py", *sys.argv[1:]]),
+    }
+
+
+def write(part: str, keys: tuple[str, ...], row: dict[str, str]) -> None:
+    """Puts a row into throughput_{part}.csv, in the place of one with the same `keys`."""
+    path = HERE / f"throughput_{part}.csv"
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    keys = (*keys, "hardware")
+    rows = [r for r in rows if any(r[k] != row[k] for k in keys)] + [row]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(
+        *[f"{k} {v}" for k, v in row.items() if k not in conditions() and v], sep="  ", flush=True
+    )
+
+
+def plot() -> None:
+    """Draws throughput.png from the three CSVs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    parts = {
+        "env": ("env.step / bare engine", lambda r: f"{r['env_id']} {r['engine']} {r['num_envs']}"),
+        "update": (
+            "update: share of the matrix rate",
+            lambda r: f"batch {r['batch_size']} width {r['width']} {r['dtype']}",
+        ),
+        "loop": ("parts / whole loop", lambda r: r["run"]),
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(15, 7), layout="constrained")
+    for axis, (part, (title, label)) in zip(axes, parts.items(), strict=True):
+        path = HERE / f"throughput_{part}.csv"
+        rows = [r for r in csv.DictReader(path.open()) if r["ratio"]] if path.exists() else []
+        several = len({r["hardware"] for r in rows}) > 1
+        labels = [label(r) + (f" ({r['hardware'].split(',')[0]})" if several else "") for r in rows]
+        axis.barh(labels, [float(r["ratio"]) for r in rows], color="#4878a8")
+        for place, r in enumerate(rows):
+            low, high = map(float, r["range"].split("-"))
+            axis.plot([low, high], [place, place], color="black", linewidth=1)
+        axis.axvline(0.85 if part == "update" else 0.9, color="#c44", linestyle="--", label="aim")
+        axis.set(title=title, xlim=(0, None))
+        axis.invert_yaxis()
+        axis.legend(loc="lower right")
+    figure.savefig(HERE / "throughput.png", dpi=100)
 
 
 def main() -> None:
-    """Measures and writes the table."""
-    parser = argparse.ArgumentParser(description="throughput of the native engine")
-    parser.add_argument("--num-envs", type=int, default=256)
-    parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--blocks", type=int, default=15)
+    """Measures the parts that were asked for."""
+    parser = argparse.ArgumentParser(description="throughput on this machine")
+    parser.add_argument("parts", nargs="*", default=[], metavar="env|update|loop|plot")
+    parser.add_argument("--engines", nargs="+", default=[envs.choose_engine("auto")])
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--num-envs", nargs="+", type=int, default=NUM_ENVS)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS)
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--blocks", type=int, default=9)
     args = parser.parse_args()
-    if envpool is None:
-        print("EnvPool is not installed here (Python >= 3.12: pip install envpool==1.2.7): skipped")
-    common = {
-        "num_envs": args.num_envs,
-        "threads": args.num_threads,
-        "blocks": args.blocks,
-        "load at start": f"{os.getloadavg()[0]:.1f}",  # of other programs: 0 on a quiet machine
-        "hardware": hardware(),
-        "versions": f"python {platform.python_version()}, mujoco {mujoco.__version__}, "
-        f"jax {jax.__version__}, envpool {envpool.__version__ if envpool else 'absent'}",
-        "command": " ".join(["python benchmarks/throughput.py", *sys.argv[1:]]),
-    }
-    rows = []
-    for env_id in TASKS:
-        rates = measure(env_id, args.num_envs, args.num_threads, args.blocks)
-        rows.append(summarise(env_id, rates) | common)
-        print(*[f"{k} {v}" for k, v in rows[-1].items() if k not in common], sep="  ", flush=True)
-    with CSV_PATH.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    wanted = args.parts or ["env", "update", "loop", "plot"]
+    unknown = set(wanted) - {"env", "update", "loop", "plot"}
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: not one of env, update, loop, plot")
+    runs.enable_compilation_cache()
+    common = conditions()
+    if "env" in wanted:
+        if envpool is None:
+            print("EnvPool is not installed here (Python >= 3.12: pip install envpool==1.2.7)")
+        for engine in args.engines:
+            for env_id in args.tasks:
+                for num_envs in args.num_envs:
+                    row = measure_env(env_id, engine, num_envs, args.blocks)
+                    write("env", ("env_id", "engine", "num_envs"), row | common)
+                    jax.clear_caches()
+    if "update" in wanted:
+        for dtype in args.dtypes:
+            for width in args.widths:
+                for batch_size in args.batch_sizes:
+                    row = measure_update(batch_size, width, dtype, args.blocks)
+                    write("update", ("batch_size", "width", "dtype"), row | common)
+    if "loop" in wanted:
+        for name, (env_id, preset, flags) in LOOPS[runs.preset_for_this_machine()].items():
+            row = measure_loop(name, env_id, preset, flags, args.blocks)
+            write("loop", ("run",), row | common)
+    if "plot" in wanted:
+        plot()
 
 
 if __name__ == "__main__":

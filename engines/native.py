@@ -1,5 +1,6 @@
 """MuJoCo in C, as a part of a jitted program."""
 
+import hashlib
 import math
 import os
 import threading
@@ -11,12 +12,14 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
-from engines import PhysicsState
+from engines import PhysicsState, host_call
 from tasks.base import read_rows
+
+MAX_PERSISTENT = 512  # environments whose MjData stay; more of them leave the processor's cache
 
 
 class NativeEngine:
-    """MuJoCo in C on all cores, inside the jitted program by `jax.pure_callback`.
+    """MuJoCo in C on all cores, inside the jitted program by a call to the host.
 
     Each call loads every environment's state, steps it, brings position and velocity sensors up
     to date as dm_control does, and hands state and sensors back. What it keeps is a cache: where
@@ -38,6 +41,7 @@ class NativeEngine:
         sizes = [model.nq, model.nv, model.na, model.nv]
         self._output_size = sum(sizes) + model.nsensordata
         episode = [value.size for value in read_rows(model, self._rows).values()]
+        self._name = f"mujoco_{_digest(model, num_substeps, num_threads, rows)}"
         self._splits = np.cumsum([*sizes, model.nu, *episode])[:-1].tolist()  # see _host_step
 
     def step(
@@ -52,27 +56,30 @@ class NativeEngine:
 
         Returns the state, sensors (N, nsensordata), overflowed buffers (N,): none.
         """
-        # One array in, one out: each costs the callback some 20 microseconds.
         inputs = [state.qpos, state.qvel, state.act, state.warmstart, ctrl]
         inputs += [episode[field].reshape(len(ctrl), -1) for field in self._rows]
-        result = jax.pure_callback(
-            self._host_step,
-            jax.ShapeDtypeStruct((len(ctrl), self._output_size), np.float32),
-            jnp.concatenate(inputs, axis=1),
-            vmap_method="broadcast_all",
-        )
+        inputs = jnp.concatenate(inputs, axis=1)
+        shape = (len(ctrl), self._output_size)
+        if jax.default_backend() == "cpu":
+            host_call.register(self._name, self._host_step)
+            result = host_call.call(self._name, shape, inputs)
+        else:  # what the networks run on has its own memory: JAX copies
+            spec = jax.ShapeDtypeStruct(shape, np.float32)
+            step = self._host_step
+            result = jax.pure_callback(step, spec, inputs, vmap_method="broadcast_all")
         *physics, sensordata = jnp.split(result, self._splits[:4], axis=1)
         return PhysicsState(*physics), sensordata, jnp.zeros(len(ctrl), jnp.int32)
 
-    def _host_step(self, inputs: jax.Array) -> np.ndarray:
+    def _host_step(self, inputs: np.ndarray | jax.Array) -> np.ndarray:
         """State, controls and episode, side by side (..., n) -> state and sensors (..., m)."""
         inputs, leading = np.asarray(inputs), inputs.shape[:-1]  # (N,), and under vmap (..., N)
         count = math.prod(leading)
         velocity_stage = mujoco.mjtStage.mjSTAGE_VEL.value
         with self._lock:
             if count not in self._batches:
+                keep = self._persistent and count <= MAX_PERSISTENT
                 self._batches[count] = mujoco.batch.Batch(
-                    self._model, count, self._num_threads, persistent=self._persistent
+                    self._model, count, self._num_threads, persistent=keep
                 )
             batch = self._batches[count]
             state = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
@@ -83,7 +90,7 @@ class NativeEngine:
             for (array, ids), value in zip(fields, values[5:], strict=True):
                 array[:, ids] = value.reshape(array[:, ids].shape)
             sensordata = batch.bind("sensordata")
-            if self._persistent:
+            if self._persistent:  # in two calls also where nothing is kept: the same bits
                 failed = _failures(batch.step)
                 for array in state:
                     array[:] = array.astype(np.float32)
@@ -93,6 +100,14 @@ class NativeEngine:
             result = np.concatenate((*state, sensordata), axis=1, dtype=np.float32)
             result[failed] = np.nan  # to be contained and counted as any state that is not finite
         return result.reshape(*leading, self._output_size)
+
+
+def _digest(model: mujoco.MjModel, num_substeps: int, num_threads: int, rows: dict) -> str:
+    """What tells this engine's steps from those of any other."""
+    binary = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, binary)
+    parts = (num_substeps, num_threads, [(name, list(ids)) for name, ids in rows.items()])
+    return hashlib.sha256(binary.tobytes() + repr(parts).encode()).hexdigest()[:16]
 
 
 def _failures(call: Callable[..., None], **arguments: int) -> list[int]:

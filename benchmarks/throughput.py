@@ -354,9 +354,9 @@ def conditions() -> dict[str, str]:
     }
 
 
-def write(part: str, keys: tuple[str, ...], row: dict[str, str]) -> None:
-    """Puts a row into throughput_{part}.csv, in the place of one with the same `keys`."""
-    path = HERE / f"throughput_{part}.csv"
+def write(name: str, keys: tuple[str, ...], row: dict[str, str]) -> None:
+    """Puts a row into {name}.csv, in the place of one with the same `keys` and hardware."""
+    path = HERE / f"{name}.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
     keys = (*keys, "hardware")
     rows = [r for r in rows if any(r[k] != row[k] for k in keys)] + [row]
@@ -426,18 +426,18 @@ def main() -> None:
             for env_id in args.tasks:
                 for num_envs in args.num_envs:
                     row = measure_env(env_id, engine, num_envs, args.blocks)
-                    write("env", ("env_id", "engine", "num_envs"), row | common)
+                    write("throughput_env", ("env_id", "engine", "num_envs"), row | common)
                     jax.clear_caches()
     if "update" in wanted:
         for dtype in args.dtypes:
             for width in args.widths:
                 for batch_size in args.batch_sizes:
                     row = measure_update(batch_size, width, dtype, args.blocks)
-                    write("update", ("batch_size", "width", "dtype"), row | common)
+                    write("throughput_update", ("batch_size", "width", "dtype"), row | common)
     if "loop" in wanted:
         for name, (env_id, preset, flags) in LOOPS[runs.preset_for_this_machine()].items():
             row = measure_loop(name, env_id, preset, flags, args.blocks)
-            write("loop", ("run",), row | common)
+            write("throughput_loop", ("run",), row | common)
     if "plot" in wanted:
         plot()
 

@@ -18,6 +18,7 @@ import pytest
 
 import envs
 import flowrl_jax as flowrl
+import parallel
 import runs
 from benchmarks import bandit
 

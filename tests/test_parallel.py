@@ -235,7 +235,7 @@ def four_devices_run_mjx():
     state, metrics, _ = runs[0]
     assert compiled(args)[2].engine == "mjx"
     assert equal_on_all(state.learner)
-    assert metrics["charts/updates"] == 2 * 3
+    assert metrics["charts/updates"] == 2 * 2  # 12 steps of all, 10 of them random
     assert len(state.env.physics.qpos.addressable_shards) == 4
     assert_same([run[0].learner for run in runs])
     np.testing.assert_equal(runs[0][1], runs[1][1])
@@ -417,8 +417,8 @@ def test_two_processes_have_equal_parameters_and_environments_of_their_own():
         runs.append([json.loads(re.search(r"^FOUND (.*)$", t, re.M)[1]) for t in texts])
     assert runs[0] == runs[1], "two runs of one seed differ"
     (digest, equal, updates, agreed, starts, pool, first), other = runs[0]
-    assert (digest, equal, updates, agreed) == (other[0], True, 2 * 21, 7)
-    assert other[1:4] == [True, 2 * 21, 7]
+    assert (digest, equal, updates, agreed) == (other[0], True, 2 * 20, 7)
+    assert other[1:4] == [True, 2 * 20, 7]
     assert not np.isin(starts, other[4]).all(axis=-1).any(), "two processes share initial states"
     # Each wrote 32 states a refresh into its own 64, over both its devices.
     for own, before in ((pool, first), (other[5], other[6])):

@@ -26,7 +26,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_adapters import Slider
 
+import adapters
 import envs
 import flowrl_jax as flowrl
 import parallel
@@ -138,19 +140,24 @@ def four_replay_keeps_and_draws_what_is_a_devices_own():
     assert draw(jax.random.key(0)).tolist() == batch.tolist()
 
 
-def four_environments_are_those_of_one_device():
-    """The same initial states, steps, resets from the pool, and refreshes."""
-    one = make_env(FOUR, 8, seed=3)
-    env = parallel.Devices(FOUR).spread(functools.partial(make_env, FOUR), 8, seed=3)
+def make_adapted(num_envs, seed):
+    """Another library's environment; this one moves a point."""
+    return adapters.AdaptedEnv("slider", Slider(), num_envs, "slider", 5, seed)
+
+
+@pytest.mark.parametrize("make", [functools.partial(make_env, FOUR), make_adapted])
+def four_environments_are_those_of_one_device(make):
+    """The same initial states, steps, resets (after 5 steps, the second) and refreshes."""
+    one, env = make(8, seed=3), parallel.Devices(FOUR).spread(make, 8, seed=3)
     key = jax.random.key(1)
     states, step = [one.reset(key), env.reset(key)], [jax.jit(one.step), jax.jit(env.step)]
-    for index in range(1, 4):
+    for index in range(1, 8):
         action = jax.random.uniform(jax.random.fold_in(key, index), (8, 1), minval=-1.0)
         states = [step[k](states[k], action) for k in range(2)]
         states = [env.refresh(state, index) for env, state in zip((one, env), states, strict=True)]
     physics = [(state.physics, state.obs, state.next_obs, state.reward) for state in states]
     assert_close(*physics, rtol=1e-6, atol=1e-6)
-    assert_close(*[state.pool for state in states], rtol=0, atol=0)  # 3 x 32 rows, all 64
+    assert_close(*[state.pool for state in states], rtol=0, atol=0)
     first = jax.tree.leaves(env._first_pool)[0]
     assert (np.asarray(jax.tree.leaves(states[1].pool)[0]) != first).mean() > 0.5
     assert len(states[1].obs.sharding.device_set) == 4
@@ -301,7 +308,7 @@ def run_four(expression):
 
 
 def test_on_four_devices():
-    assert run_four("not slow") == 7 + len(BAD_INPUT)
+    assert run_four("not slow") == 8 + len(BAD_INPUT)
 
 
 @pytest.mark.slow

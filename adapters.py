@@ -117,7 +117,7 @@ class AdaptedEnv(envs.VectorEnv):
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, before)
         obs, reward = _observation(after), after.reward
         finite = envs._all_valid((action, obs, reward, _coordinates(after)))
-        overflow = jnp.zeros(self.num_envs, jnp.int32)  # no buffers of ours here
+        overflow = jnp.zeros(len(reward), jnp.int32)  # no buffers of ours here
         terminated = after.done.astype(bool) | ~finite
         return after, state.episode, obs, reward, terminated, finite, overflow
 

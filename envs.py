@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ class VectorEnv:
     """N copies of one task on one engine, with auto-reset. Made by `make`."""
 
     success: float | None = None  # the return of an episode that counts as success
+    mesh: None = None  # the devices it is spread over; see parallel.SpreadEnv
 
     def __init__(
         self,
@@ -258,15 +260,31 @@ class VectorEnv:
           UsageError: as `check`.
         """
         self.check(jnp.where(state.overflow == 0, 0.0, jnp.nan))
-        pool_size = state.pool.obs.shape[0] * state.pool.obs.shape[1]
+        return state.replace(pool=_write_pool(state.pool, *self.fresh(index)))
+
+    def fresh(self, index: int) -> tuple[np.ndarray, InitialState]:
+        """The next initial states for the pool, and the rows that they go to; see `refresh`.
+
+        Returns rows (count,) of the pool's N * K, and states (count, ...).
+        """
+        pool_size = math.prod(self._first_pool.obs.shape[:2])
         count = min(REFRESH, pool_size)
         if self._next_refresh is None or self._next_refresh[0] != index:
             self._next_refresh = (index, self._background.submit(self._draw, index, count))
         fresh = self._next_refresh[1].result()
         following = self._background.submit(self._draw, index + 1, count)
         self._next_refresh = (index + 1, following)
-        rows = (np.arange(count) + (index - 1) * count) % pool_size
-        return state.replace(pool=_write_pool(state.pool, rows, fresh))
+        return (np.arange(count) + (index - 1) * count) % pool_size, fresh
+
+    @staticmethod
+    def write_pool(pool: InitialState, rows: jax.Array, fresh: InitialState) -> InitialState:
+        """A pool (N, K, ...) with other states (count, ...) at `rows` of its N * K.
+
+        A row past the end is left out.
+        """
+        columns = pool.obs.shape[1]
+        where = (rows // columns, rows % columns)
+        return jax.tree.map(lambda leaf, new: leaf.at[where].set(new, mode="drop"), pool, fresh)
 
     def check(self, numbers: Any) -> Any:
         """Returns `numbers`, a pytree such as rewards or returns; not jittable.
@@ -347,12 +365,7 @@ def _draw_from_pool(pool: InitialState, keys: jax.Array) -> InitialState:
     return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:])[rows], pool)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _write_pool(pool: InitialState, rows: np.ndarray, fresh: InitialState) -> InitialState:
-    columns = pool.obs.shape[1]
-    return jax.tree.map(
-        lambda leaf, new: leaf.at[rows // columns, rows % columns].set(new), pool, fresh
-    )
+_write_pool = jax.jit(VectorEnv.write_pool, donate_argnums=0)
 
 
 def _select(condition: jax.Array, if_true: Any, if_false: Any) -> Any:

@@ -19,7 +19,6 @@ Paper: Lv et al., arXiv 2506.12811 (https://arxiv.org/abs/2506.12811). Unofficia
 import dataclasses
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,15 +35,14 @@ from flax.training.train_state import TrainState as Network  # params, opt_state
 from jax import Array
 
 import envs
+import parallel
 import replay
 import runs
 
 MAX_INT, EVAL_SEED = 2**30, 1_000_003  # largest size and count, int32 with room to add; offset
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
-Preset = Literal["auto", "paper", "gpu", "cpu"]
-Solver = Literal["euler", "midpoint", "rk4"]
-Weighting = Literal["per_sample", "batch_mean"]
-Dtype = Literal["float32", "bfloat16"]
+Preset, Dtype = Literal["auto", "paper", "gpu", "cpu"], Literal["float32", "bfloat16"]
+Solver, Weighting = Literal["euler", "midpoint", "rk4"], Literal["per_sample", "batch_mean"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Args:
     seed: int = 1  # seed of everything random
     num_seeds: int = 1  # K: trains seeds seed .. seed + K - 1 at once, one run folder each
     total_timesteps: int = 1_000_000  # environment steps, summed over environments
+    num_devices: int = 1  # D, over which environments, replay and batch are split; 0: all there are
+    distributed: bool = False  # this is one of several processes, on one host or more; see README
     preset: Preset = "auto"  # defaults of the other flags; auto: gpu or cpu, as JAX finds
     engine: str = "auto"  # physics: native (MuJoCo in C), mjx, warp, or auto
     num_envs: int = 1  # parallel environments N
@@ -473,10 +473,10 @@ def init_state(env: envs.VectorEnv, args: Args) -> TrainState:
     learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
     obs, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
     example = Transition(obs, action, jnp.zeros(()), obs, jnp.zeros((), bool))
-    ring = replay.init(example, args.buffer_size // args.num_envs * args.num_envs)
+    ring = replay.init(example, args.buffer_size // args.num_envs * args.num_envs, env.mesh)
     learner = init_learner(learner_key, obs.size, action.size, args)
-    returns, steps = jnp.zeros(env.num_envs), jnp.zeros((), jnp.int32)
-    return TrainState(learner, ring, env.reset(env_key), returns, steps, key)
+    start, steps = env.reset(env_key), jnp.zeros((), jnp.int32)
+    return TrainState(learner, ring, start, jnp.zeros_like(start.reward), steps, key)
 
 
 # --------------------------------------------------------------------------------- save and load
@@ -511,20 +511,20 @@ def main(args: Args) -> int:
     runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
     runs.check_bounds(args, 1, 1024, "num_seeds", "updates_per_step", "flow_steps")
     runs.check_bounds(args, 1, MAX_INT, "log_interval", "buffer_size", "recent_window")
-    runs.check_bounds(args, 1, math.inf, "total_timesteps")
+    runs.check_bounds(args, 1, jnp.inf, "total_timesteps")
     runs.check_bounds(args, 0, MAX_INT, "eval_interval", "learning_starts", "w2_coef", "seed")
     for name in ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate"):
         runs.check_bounds(args, 0, 1, name)
-    runs.check_writable(Path(args.runs_dir))
+    devices = parallel.Devices(args)
     each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
     physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
     make = functools.partial(envs.make, args.env_id, **physics)
-    env = make(args.num_envs, seed=args.seed)
+    env = devices.spread(make, args.num_envs, seed=args.seed)
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
     networks = {"policy": policy, "each twin critic": critic}
     runs.check_memory(shapes.learner, "--hidden-size", args.num_seeds)
-    print(runs.describe(args, env, networks, shapes.replay.data), flush=True)
+    print(runs.describe(args, env, networks, shapes.replay.data, devices), flush=True)
     train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
     eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]
 
@@ -537,12 +537,12 @@ def main(args: Args) -> int:
         each,
         "flowrl_jax",
         steps_per_chunk=max(1, round(args.log_interval / args.num_envs)) * args.num_envs,
+        train_envs=train_envs,
         states=[init_state(*pair) for pair in zip(train_envs, each, strict=True)],
         chunk=functools.partial(train_chunk, env=env, args=args),
-        refresh=lambda env_state, k, index: train_envs[k].refresh(env_state, index),
         evaluation=evaluation,
-        success=env.success,
         save=save_params,
+        devices=devices,
     )
 
 

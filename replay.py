@@ -1,4 +1,8 @@
-"""A replay ring on the device, for any algorithm's transitions."""
+"""A replay ring on the device, for any algorithm's transitions.
+
+Over several devices it is a ring on each: a device stores the transitions of its own environments
+and draws its part of each batch from them, so no transition ever moves to another device.
+"""
 
 from typing import Any
 
@@ -6,6 +10,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 
 @flax.struct.dataclass
@@ -13,14 +19,38 @@ class Replay:
     """A ring of transitions; its capacity is a multiple of the number inserted at a time."""
 
     data: Any  # a pytree of transitions, leading axis: capacity
-    position: Array  # () int32, where the next insert begins
-    size: Array  # () int32, how many are filled
+    position: Array  # () int32, where the next insert begins, on each device
+    size: Array  # () int32, how many are filled, on each device
+    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)  # of one axis
 
 
-def init(example: Any, capacity: int) -> Replay:
-    """An empty ring for `capacity` transitions shaped as the pytree `example`, one transition."""
-    data = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), example)
-    return Replay(data, position=jnp.zeros((), jnp.int32), size=jnp.zeros((), jnp.int32))
+def init(example: Any, capacity: int, mesh: Mesh | None = None) -> Replay:
+    """An empty ring for `capacity` transitions shaped as the pytree `example`, one transition.
+
+    mesh: the devices over which the ring is split, or None for one; it has one axis.
+    """
+    split, copied = (NamedSharding(mesh, spec) if mesh else None for spec in _specs(mesh))
+
+    def empty(leaf: Array) -> Array:
+        return jnp.zeros((capacity, *leaf.shape), leaf.dtype, device=split)
+
+    position, size = (jnp.zeros((), jnp.int32, device=copied) for _ in range(2))
+    return Replay(jax.tree.map(empty, example), position, size, mesh)
+
+
+def _specs(mesh: Mesh | None) -> tuple[P, P]:
+    """How the data is laid out, and how the counters are."""
+    return P(mesh.axis_names[0] if mesh else None), P()
+
+
+def _on_each_device(function, replay: Replay, argument: Any, in_spec: P, out_specs: Any) -> Any:
+    """`function(a device's own ring, its part of the argument)` on every device."""
+    split, copied = _specs(replay.mesh)
+    in_specs = (Replay(split, copied, copied), in_spec)
+    run = jax.shard_map(
+        function, mesh=replay.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return run(replay.replace(mesh=None), argument)
 
 
 def insert(replay: Replay, batch: Any) -> Replay:
@@ -29,6 +59,10 @@ def insert(replay: Replay, batch: Any) -> Replay:
     Raises:
       ValueError: the capacity is not a multiple of N.
     """
+    if replay.mesh is not None:
+        split, copied = _specs(replay.mesh)
+        ring = Replay(split, copied, copied)
+        return _on_each_device(insert, replay, batch, split, ring).replace(mesh=replay.mesh)
     capacity, num = (jax.tree.leaves(tree)[0].shape[0] for tree in (replay.data, batch))
     if capacity % num:
         raise ValueError(f"the capacity {capacity} is not a multiple of the {num} inserted")
@@ -53,8 +87,19 @@ def sample(
       replay: not empty.
       shape: (U, B).
       recent_fraction: share of each batch that is drawn from the newest `recent_window`
-        transitions; the rest is drawn uniformly.
+        transitions; the rest is drawn uniformly. Over D devices each draws B / D, and its share
+        of the newest from the `recent_window` / D that are its own.
     """
+    if replay.mesh is not None:
+        (axis,), num_devices = replay.mesh.axis_names, replay.mesh.size
+        part = (shape[0], shape[1] // num_devices)
+        window = max(1, recent_window // num_devices)
+
+        def draw(ring: Replay, key: Array) -> Any:
+            own_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+            return sample(own_key, ring, part, recent_fraction, window)
+
+        return _on_each_device(draw, replay, key, P(), P(None, axis))
     recent_key, uniform_key = jax.random.split(key)
     num_updates, batch_size = shape
     num_recent = round(recent_fraction * batch_size)

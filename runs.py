@@ -26,14 +26,16 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 import tyro
 from tqdm import tqdm
+
+import parallel
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy")
 PACKAGES += ("mujoco", "mujoco-mjx", "dm-control", "tensorboardX", "tyro")
@@ -351,7 +353,7 @@ class _Lines:
 class Progress:
     """A bar over environment steps on stderr; on no terminal, a line every PLAIN_INTERVAL."""
 
-    def __init__(self, total: int, initial: int = 0):
+    def __init__(self, total: int, initial: int = 0, shown: bool = True):
         terminal = sys.stderr.isatty()
         bar = "{bar}| " if terminal else ""
         self._started = False
@@ -364,6 +366,7 @@ class Progress:
             smoothing=0.1,
             unit_scale=True,
             dynamic_ncols=terminal,
+            disable=not shown,
             delay=math.inf,  # nothing is drawn before the first update
             bar_format="{percentage:3.0f}% " + bar + "{n_fmt}/{total_fmt} steps"
             " [{elapsed}<{remaining}{postfix}]",
@@ -526,10 +529,11 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def check_memory(tree, flag: str, copies: int = 1) -> float:
+def check_memory(tree, flag: str, copies: float = 1) -> float:
     """Returns the size of `copies` pytrees of arrays, or of their shapes, in GiB.
 
-    Raises RunError, naming `flag`, if the device has not that much free.
+    Raises RunError, naming `flag`, if the device has not that much free. A part of a pytree is
+    less than one copy.
     """
     leaves = jax.tree.leaves(tree)
     needed = copies * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
@@ -540,56 +544,21 @@ def check_memory(tree, flag: str, copies: int = 1) -> float:
     return needed / 2**30
 
 
-def stack_seeds(states: list):
-    """The states of K seeds as one pytree: leaves (K, ...), but counters, (), of which one is kept.
+def describe(args, env, networks: dict, replay_data, devices: parallel.Devices) -> str:
+    """What is about to run, four lines, and on several devices one on what each has.
 
-    A single state stays as it is. Counters are what all seeds have in common, such as the number of
-    steps: a condition on one stays one under `vmap`, and is not turned into computing both sides.
-    """
-    if len(states) == 1:
-        return states[0]
-    columns = zip(*map(jax.tree.leaves, states), strict=True)  # their optimisers are no leaves
-    leaves = [x[0] if _counter(x[0]) else jnp.stack(x) for x in columns]
-    return jax.tree.unflatten(jax.tree.structure(states[0]), leaves)
-
-
-def over_seeds(chunk, num_seeds: int):
-    """A program, still to be compiled, of `chunk`: state -> (state, metrics), for K seeds at once.
-
-    It takes what `stack_seeds` returned, and donates it.
-    """
-    if num_seeds == 1:
-        return jax.jit(chunk, donate_argnums=0)
-
-    def together(stacked):
-        axes = jax.tree.map(lambda leaf: None if _counter(leaf) else 0, stacked)
-        return jax.vmap(chunk, in_axes=(axes,), out_axes=(axes, 0))(stacked)
-
-    return jax.jit(together, donate_argnums=0)
-
-
-def of_seed(stacked, k: int, num_seeds: int):
-    """The k-th of the states that were stacked."""
-    if num_seeds == 1:
-        return stacked
-    return jax.tree.map(lambda leaf: leaf if _counter(leaf) else leaf[k], stacked)
-
-
-def _counter(leaf) -> bool:
-    return leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
-
-
-def describe(args, env, networks: dict, replay_data) -> str:
-    """What is about to run, four lines.
-
-    Raises RunError if the replay cannot fit or is smaller than a batch.
+    Raises RunError if the replay cannot fit or is smaller than a batch, or if the main process
+    cannot write where the run folder will be.
 
     Args:
-      args: has env_id, preset, hidden_size, batch_size, buffer_size, num_seeds. env: a vector
-        environment.
+      args: has env_id, preset, hidden_size, batch_size, buffer_size, num_seeds, runs_dir. env: a
+        vector environment.
       networks: name -> parameters, as arrays or shapes. replay_data: likewise.
     """
-    gib = check_memory(replay_data, "--buffer-size", args.num_seeds)
+    if devices.is_main:
+        check_writable(Path(args.runs_dir))
+    copies = args.num_seeds
+    gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
     if capacity < args.batch_size:
         needed = f"a batch of {args.batch_size} and {env.num_envs} environments"
@@ -598,12 +567,15 @@ def describe(args, env, networks: dict, replay_data) -> str:
     several = args.num_seeds > 1
     seeds = f"; each of {args.num_seeds} seeds" if several else ""
     total = f", {gib:.2f} GiB" + (" of all seeds" if several else "")
+    split = [env.num_envs, args.batch_size, capacity]
+    each = "{:,} environments, {:,} transitions of a batch, {:,} of the replay"
+    each = "\neach device: " + each.format(*(number // devices.count for number in split))
     return (
-        f"device {jax.devices()[0].device_kind}, engine {env.engine}, preset {args.preset}\n"
+        f"{devices.describe()}, engine {env.engine}, preset {args.preset}\n"
         f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
         f"{env.action_size} actions{seeds}\n"
         f"networks: width {args.hidden_size}, parameters: {sizes}\n"
-        f"replay: {capacity:,} transitions{total}"
+        f"replay: {capacity:,} transitions{total}" + (each if devices.count > 1 else "")
     )
 
 
@@ -611,31 +583,34 @@ def train(
     each,
     algorithm: str,
     steps_per_chunk: int,
+    train_envs: list,
     states: list,
     chunk,
-    refresh,
     evaluation,
-    success: float | None,
     save,
+    devices: parallel.Devices,
 ) -> int:
     """Trains K runs, a seed each, chunk after chunk. Returns the exit code.
 
-    Every run has a folder, with its metrics and what `save` writes.
+    Every run has a folder, with its metrics and what `save` writes. Of several processes the main
+    one writes, evaluates and tells; the others wait for it in the next chunk.
 
     Args:
       each: K dataclasses of arguments, alike but for `seed`, with env_id, total_timesteps,
         eval_interval (in steps), runs_dir.
       algorithm: part of the folder's name.
       steps_per_chunk: environment steps of one run that one chunk takes.
+      train_envs: K vector environments, of which `refresh` is called after each chunk, with its
+        index from 1, and `success` is the return of an episode that counts as such, or None.
       states: K pytrees that the chunk starts from and donates; their field `learner` is what is
-        evaluated and saved, `env` what is refreshed.
+        evaluated and saved, `env` what is refreshed. On several devices K is 1, and what is split
+        is split already.
       chunk: state -> (state, metrics, scalars by name), jittable, of which "charts/updates" counts
         updates so far, "charts/episodic_return" is shown, and "charts/nonfinite_losses" ends the
         program unless it is 0.
-      refresh: (env, k, index of the chunk from 1) -> env, after each chunk.
       evaluation: (learner, k, index) -> name -> returns of some episodes, an array.
-      success: the return from which an episode counts as success, or None.
       save: (run, learner) -> None.
+      devices: what to train on.
 
     Raises:
       RunError: a folder cannot be made.
@@ -647,18 +622,26 @@ def train(
     per_eval = per_eval if args.eval_interval else num_chunks
     print("compiling the training loop ...", flush=True)
     start = time.perf_counter()
-    num_runs, state = len(each), stack_seeds(states)
+    num_runs, state = len(each), devices.place(parallel.stack_seeds(states))
     del states  # the chunk donates a single one
-    chunk = over_seeds(chunk, num_runs).lower(state).compile()
+    chunk = devices.program(chunk, state, num_runs).lower(state).compile()
     print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+
+    def part(tree, k: int):
+        return parallel.of_seed(tree, k, num_runs)
+
+    def learner(k: int):
+        return devices.local(part(state.learner, k))
+
     last_return = math.nan
     with contextlib.ExitStack() as stack:
-        folders = [_create(one, algorithm) for one in each]
+        folders = [_create(one, algorithm) for one in each] if devices.is_main else []
         for run in folders:
             stack.enter_context(run)
             print(f"run folder {run.folder}", flush=True)
         stop = stack.enter_context(StopSignal())
-        progress = stack.enter_context(Progress(num_chunks * steps_per_chunk))
+        total = num_chunks * steps_per_chunk
+        progress = stack.enter_context(Progress(total, shown=devices.is_main))
         updates = 0.0
         for index in range(1, num_chunks + 1):
             start, step = time.perf_counter(), index * steps_per_chunk
@@ -668,17 +651,17 @@ def train(
             updates = metrics[0]["charts/updates"]
             rates = {"charts/SPS": steps_per_chunk / seconds}
             rates["charts/UPS"] = (updates - before) / seconds
-            parts = [refresh(of_seed(state.env, k, num_runs), k, index) for k in range(num_runs)]
-            state = state.replace(env=stack_seeds(parts))
+            parts = [e.refresh(part(state.env, k), index) for k, e in enumerate(train_envs)]
+            state = state.replace(env=parallel.stack_seeds(parts))
             failed = any(row.get("charts/nonfinite_losses") for row in metrics)
             if (index % per_eval == 0 or index == num_chunks) and not failed:
                 if index == min(per_eval, num_chunks):
                     progress.write("evaluating; the first time compiles ...")
-                for k, row in enumerate(metrics):
-                    learner = of_seed(state.learner, k, num_runs)
-                    row |= _evaluation_metrics(evaluation(learner, k, index), success)
-                    save(folders[k], learner)
-            for run, row in zip(folders, metrics, strict=True):
+                for k, run in enumerate(folders):
+                    returns = evaluation(learner(k), k, index)
+                    metrics[k] |= _evaluation_metrics(returns, train_envs[0].success)
+                    save(run, learner(k))
+            for run, row in zip(folders, metrics, strict=devices.is_main):
                 if not failed:  # then nan is a mean over nothing (no episode ended): left out
                     row = {name: value for name, value in row.items() if not math.isnan(value)}
                 run.log(step, row | rates)
@@ -686,12 +669,14 @@ def train(
             returns = [row["charts/episodic_return"] for row in metrics if _episodes_ended(row)]
             last_return = sum(returns) / len(returns) if returns else last_return
             progress.update(step, last_return, *rates.values())
+            stop.requested = devices.agree(stop.requested or 0) or None
             if stop.requested:
                 break
         for k, run in enumerate(folders):
-            save(run, of_seed(state.learner, k, num_runs))
+            save(run, learner(k))
             plot_learning_curve(run.folder)
             run.finish("interrupted" if stop.requested else "finished")
+    devices.agree(0)  # the processes leave together
     return stop.exit_code
 
 
@@ -745,18 +730,33 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
     """Returns main(parsed command line)'s exit code, or that of an error told in one line.
 
     2 for bad input (RunError, and the exceptions `bad_input` that tell the user what to change), 1
-    for a loss that is not finite, 128 + signal for a stop that could not wait.
+    for a loss that is not finite or another process that ended, 128 + signal for a stop that could
+    not wait. One of several processes does not return from an error: it ends here.
     """
     try:
+        if _asks_for_hosts():
+            parallel.connect()
         args = parse_args(kind, presets, preset_for_this_machine())
         enable_compilation_cache()
         return main(args)
-    except (RunError, *bad_input) as error:
+    except (RunError, parallel.UsageError, *bad_input) as error:
         code, text = 2, f"error: {error}"
     except FloatingPointError as error:
         code, text = 1, f"error: {error}; what was saved before stands in the run folder"
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         code, text = 128 + number, "stopped at once; what was saved before stands"
+    except Exception as error:
+        if not parallel.connected():
+            raise
+        lost = parallel.is_loss(error)
+        code, text = 1, parallel.LOST if lost else traceback.format_exc()
     print(text, file=sys.stderr)
-    return code
+    return parallel.leave(code, wait=code == 2) if parallel.connected() else code
+
+
+def _asks_for_hosts() -> bool:
+    """Whether the command line has --distributed: JAX wants to know before it starts a device."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--distributed", action=argparse.BooleanOptionalAction, default=False)
+    return parser.parse_known_args()[0].distributed

@@ -18,6 +18,7 @@ import pytest
 
 import envs
 import flowrl_jax as flowrl
+import parallel
 import runs
 from benchmarks import bandit
 
@@ -487,10 +488,10 @@ def test_seeds_in_one_program_are_the_single_runs(cartpole):
     own = [envs.make("cartpole-swingup", 4, "native", seed=seed) for seed in seeds]
     chunk = functools.partial(flowrl.train_chunk, env=cartpole, args=REAL_ARGS)
     singles = [flowrl.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    state = runs.stack_seeds(
+    state = parallel.stack_seeds(
         [flowrl.init_state(env, args) for env, args in zip(own, each, strict=True)]
     )
-    alone, together = runs.over_seeds(chunk, 1), runs.over_seeds(chunk, 2)
+    alone, together = parallel.over_seeds(chunk, 1), parallel.over_seeds(chunk, 2)
     for _ in range(2):
         state, metrics = together(state)
         for k in range(2):
@@ -500,7 +501,7 @@ def test_seeds_in_one_program_are_the_single_runs(cartpole):
                 np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=name)
     for k in range(2):
         for part in ("learner", "replay"):
-            found = jax.tree.leaves(runs.of_seed(getattr(state, part), k, 2))
+            found = jax.tree.leaves(parallel.of_seed(getattr(state, part), k, 2))
             expected = jax.tree.leaves(getattr(singles[k], part))
             for a, b in zip(found, expected, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

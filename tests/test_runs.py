@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from unittest import mock
 
 import flax.struct
 import jax
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+import parallel
 import runs
 
 ROOT = Path(runs.__file__).parent
@@ -474,6 +476,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     class Args:
         env_id: str = "probe"
         seed: int = 1
+        num_devices: int = 1
+        num_seeds: int = 1
+        num_envs: int = 1
+        batch_size: int = 1
         total_timesteps: int = 30
         eval_interval: int = 0
         runs_dir: str = str(tmp_path)
@@ -492,10 +498,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
             steps_per_chunk=10,
             states=[State(jnp.zeros(()), jnp.zeros(3))],
             chunk=chunk,
-            refresh=lambda env, k, index: env,
+            train_envs=[mock.Mock(refresh=lambda env, index: env)],
             evaluation=lambda learner, k, index: {},
-            success=None,
             save=lambda run, learner: None,
+            devices=parallel.Devices(Args()),
         )
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "failed"

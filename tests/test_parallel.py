@@ -147,11 +147,11 @@ def make_adapted(num_envs, seed):
 
 @pytest.mark.parametrize("make", [functools.partial(make_env, FOUR), make_adapted])
 def four_environments_are_those_of_one_device(make):
-    """The same initial states, steps, resets (after 5 steps, the second) and refreshes."""
+    """The same initial states, steps and refreshes; but a reset draws from a device's own pool."""
     one, env = make(8, seed=3), parallel.Devices(FOUR).spread(make, 8, seed=3)
     key = jax.random.key(1)
     states, step = [one.reset(key), env.reset(key)], [jax.jit(one.step), jax.jit(env.step)]
-    for index in range(1, 8):
+    for index in range(1, 5):
         action = jax.random.uniform(jax.random.fold_in(key, index), (8, 1), minval=-1.0)
         states = [step[k](states[k], action) for k in range(2)]
         states = [env.refresh(state, index) for env, state in zip((one, env), states, strict=True)]
@@ -160,7 +160,15 @@ def four_environments_are_those_of_one_device(make):
     assert_close(*[state.pool for state in states], rtol=0, atol=0)
     first = jax.tree.leaves(env._first_pool)[0]
     assert (np.asarray(jax.tree.leaves(states[1].pool)[0]) != first).mean() > 0.5
-    assert len(states[1].obs.sharding.device_set) == 4
+    state = step[1](states[1], action)
+    assert np.asarray(state.truncated).all() == (make is make_adapted)  # its episodes have 5 steps
+    for shard, pool in zip(
+        *(x.addressable_shards for x in (state.obs, state.pool.obs)), strict=True
+    ):
+        if make is make_adapted:
+            starts = np.asarray(pool.data).reshape(-1, shard.data.shape[1])
+            assert np.isin(shard.data, starts).all()
+            assert pool.data.shape[0] == shard.data.shape[0] == 2
 
 
 @functools.cache

@@ -33,7 +33,7 @@ def test_every_metric_is_explained():
     state = flowrl.init_state(env, args)
     _, metrics = flowrl.train_chunk(state, env, args)
     names = {name for name in metrics if "/" in name}
-    names |= {"charts/SPS", "charts/UPS", "eval/episodic_return_sampled"}
+    names |= {"charts/SPS", "charts/UPS", "charts/seconds", "eval/episodic_return_sampled"}
     for name in names:
         assert f"`{name}`" in README, name
 

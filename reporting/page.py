@@ -1,0 +1,116 @@
+"""The page: one HTML file that holds all it shows."""
+
+import base64
+import datetime
+import math
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+
+from reporting.curves import svg
+from reporting.measures import full_score
+from reporting.results import KINDS, Group, Run
+from reporting.tables import READING, number, paired, point_name, references_of
+
+VIDEO_LIMIT = 64 * 2**20  # bytes of videos that the page takes; the others are named
+
+
+def find_videos(runs: list[Run]) -> tuple[list[dict], list[str]]:
+    """Videos as data URIs with their captions, and the names of those over VIDEO_LIMIT."""
+    videos, left_out, total = [], [], 0
+    for run in runs:
+        for path in sorted((run.folder / "videos").glob("*.mp4")) if run.folder.is_dir() else []:
+            total += path.stat().st_size
+            if total > VIDEO_LIMIT:
+                left_out.append(f"{run.folder.name}/videos/{path.name}")
+                continue
+            data = base64.b64encode(path.read_bytes()).decode()
+            caption = f"{run.task}, seed {run.seed}: {path.stem}"
+            videos.append({"caption": caption, "uri": f"data:video/mp4;base64,{data}"})
+    return videos, left_out
+
+
+def configurations(groups: list[Group]) -> list[dict]:
+    """What was run, once for each setting: arguments, versions, machine, command."""
+    by_label: dict[str, list[Run]] = {}
+    for group in groups:
+        by_label.setdefault(group.settings, []).extend(r for r in group.runs if r.config)
+    shown = []
+    for label, runs in by_label.items():
+        if not runs:
+            continue
+        configs = [run.config for run in runs]
+        entry = {"settings": label, "runs": len(runs)}
+        for part in ("args", "versions", "hardware", "git"):
+            names = dict.fromkeys(name for config in configs for name in config.get(part) or {})
+            entry[part] = {
+                name: _values([(config.get(part) or {}).get(name) for config in configs])
+                for name in names
+            }
+        commands = [" ".join(map(str, config.get("command", []))) for config in configs]
+        shown.append(entry | {"command": commands[0]})
+    return shown
+
+
+def _values(values: list[object]) -> str:
+    """A value, or the different values that runs have."""
+    counts = Counter(
+        "-" if v is None else ", ".join(v) if isinstance(v, list) else str(v) for v in values
+    )
+    several = sorted(counts, key=lambda text: (len(text), text))
+    return ", ".join(several[:6]) + (f" and {len(several) - 6} more" if len(several) > 6 else "")
+
+
+def whisker(row: dict, full: float) -> dict[str, float] | None:
+    """Value and interval in percent of a full score, for a small bar."""
+    if "iqm" not in row:
+        return None
+    bounds = [row["iqm"]] * 3
+    for index, end in enumerate(("low", "high"), start=1):
+        if math.isfinite(row[f"iqm_{end}"]):
+            bounds[index] = row[f"iqm_{end}"]
+    value, low, high = (min(100.0, max(0.0, 100 * bound / full)) for bound in bounds)
+    return {"value": value, "low": low, "width": high - low}
+
+
+def page(
+    title: str,
+    groups: list[Group],
+    rows: list[dict],
+    aggregates: list[dict],
+    listing: list[dict],
+    references: list[dict[str, str]],
+    drawn: dict[tuple[str, str], object],
+) -> str:
+    """The page, with all that it shows inside it."""
+    runs = [line["run"] for line in listing]
+    videos, left_out = find_videos(runs)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    environment.filters |= {"number": number, "point": point_name}
+    environment.undefined = jinja2.StrictUndefined
+    charts: dict[str, dict[str, str]] = {}
+    for (name, axis), figure in drawn.items():
+        charts.setdefault(name, {})[axis] = svg(figure, f"{name} {axis}")
+    shown = list(dict.fromkeys(row["task"] for row in rows))
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        now=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        kinds=KINDS,
+        entries=paired(rows),
+        aggregates=paired(aggregates),
+        listing=listing,
+        counts=Counter(run.status for run in runs),
+        tasks=shown,
+        several_settings=len({group.settings for group in groups}) > 1,
+        settings=list(dict.fromkeys(group.settings for group in groups)),
+        references={task: references_of(task, references) for task in shown},
+        charts=charts,
+        videos=videos,
+        left_out=left_out,
+        configurations=configurations(groups),
+        reading=READING,
+        whisker=whisker,
+        full_score=full_score,
+    )

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     references = tables.read_references(args.reference)
     runs = find_runs(args.paths)
     groups, replaced = group_runs(runs)
-    listing = tables.run_table(runs, replaced)
+    listing = tables.run_table(groups, replaced)
     rows = tables.result_rows(groups, args.steps, args.minutes)
     aggregates = tables.aggregate_rows(groups, args.steps, args.minutes)
     drawn = figures(groups, references)
@@ -88,9 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
             written.append(args.html)
     except OSError as error:
         raise ReportError(f"cannot write {error.filename}: {error.strerror}") from None
-    counts = Counter(run.status for run in runs)
+    counts = Counter(line["run"].status for line in listing)
     states = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print(f"{len(runs)} runs ({states}): {', '.join(map(str, written))}")
+    print(f"{len(listing)} runs ({states}): {', '.join(map(str, written))}")
     return 0
 
 

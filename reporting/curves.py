@@ -47,23 +47,23 @@ def _draw(axes, x, estimates, colour: str, label: str, dashed: bool = False) -> 
 
 
 def _figure():
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained", facecolor=COLOURS["paper"])
+    figure = Figure(figsize=(4.1, 3.0), layout="constrained", facecolor=COLOURS["paper"])
     axes = figure.subplots()
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(COLOURS["grid"])
     axes.grid(axis="y", color=COLOURS["grid"], lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=COLOURS["muted"], labelsize=8, length=0, pad=4)
+    axes.tick_params(colors=COLOURS["muted"], labelsize=8.5, length=0, pad=4)
     return figure, axes
 
 
 def _finish(figure, axes, unit: str, y_label: str) -> None:
     for text, setter in ((unit, axes.set_xlabel), (y_label, axes.set_ylabel)):
-        setter(text, fontsize=8.5, color=COLOURS["muted"])
+        setter(text, fontsize=9, color=COLOURS["muted"])
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    legend = axes.legend(loc="best", fontsize=7.5, frameon=False, handlelength=1.6)
+    legend = axes.legend(loc="best", fontsize=8, frameon=False, handlelength=1.6)
     for text in legend.get_texts() if legend else []:
         text.set_color(COLOURS["ink"])
 
@@ -95,7 +95,7 @@ def task_figure(groups: list[Group], axis: str, references: list[dict[str, str]]
         count = sum(bool(run.step.size) for run in group.runs)
         name = f"{group.settings}, " if len(shown) > 1 else ""
         of = f"{count} run{'s' if count > 1 else ''}"
-        of = of if count == group.expected else f"{count} of {group.expected} runs"
+        of = of if count == len(group.runs) else f"{count} of {len(group.runs)} runs"
         estimates = curve("iqm", [values["sampled"]])
         _draw(axes, x, estimates, colour, f"{name}sampled x0, {of}")
         estimates = curve("iqm", [values["deterministic"]])
@@ -113,7 +113,7 @@ def _draw_references(axes, references: list[dict[str, str]]) -> None:
         return
     top = max(axes.get_ylim()[1], 1.06 * float(chosen[-1]["value"]))
     axes.set_ylim(top=top)
-    spacing, lowest = 0.062 * top, -math.inf
+    spacing, lowest = 0.072 * top, -math.inf
     for row in chosen:
         value = float(row["value"])
         axes.axhline(value, color=COLOURS["muted"], lw=0.7, ls=(0, (1, 2)), zorder=1)
@@ -121,7 +121,7 @@ def _draw_references(axes, references: list[dict[str, str]]) -> None:
         text = f"{row['method']} {value:,.0f}"
         place = {"xy": (1, lowest), "xycoords": ("axes fraction", "data"), "xytext": (4, 0)}
         place |= {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(text, fontsize=7, color=COLOURS["muted"], **place)
+        axes.annotate(text, fontsize=7.5, color=COLOURS["muted"], **place)
 
 
 def aggregate_figure(groups: list[Group], name: str, axis: str):

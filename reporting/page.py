@@ -11,7 +11,7 @@ import jinja2
 from reporting.curves import svg
 from reporting.measures import full_score
 from reporting.results import KINDS, Group, Run
-from reporting.tables import READING, number, paired, point_name, references_of
+from reporting.tables import READING, minutes_text, number, paired, point_name, references_of
 
 VIDEO_LIMIT = 64 * 2**20  # bytes of videos that the page takes; the others are named
 
@@ -62,16 +62,16 @@ def _values(values: list[object]) -> str:
     return ", ".join(several[:6]) + (f" and {len(several) - 6} more" if len(several) > 6 else "")
 
 
-def whisker(row: dict, full: float) -> dict[str, float] | None:
-    """Value and interval in percent of a full score, for a small bar."""
+def whisker(row: dict, references: list[dict[str, str]], full: float) -> dict | None:
+    """Value, interval and FlowRL's published figures in percent of a scale, for a small bar."""
     if "iqm" not in row:
         return None
-    bounds = [row["iqm"]] * 3
-    for index, end in enumerate(("low", "high"), start=1):
-        if math.isfinite(row[f"iqm_{end}"]):
-            bounds[index] = row[f"iqm_{end}"]
-    value, low, high = (min(100.0, max(0.0, 100 * bound / full)) for bound in bounds)
-    return {"value": value, "low": low, "width": high - low}
+    ends = [row[f"iqm_{end}"] for end in ("low", "high")]
+    low, high = ends if math.isfinite(ends[0]) else [row["iqm"]] * 2
+    marks = [float(ref["value"]) for ref in references if ref["method"].startswith("FlowRL")]
+    top = max(full, high, *marks)
+    value, low, high, *marks = (100 * max(0.0, x) / top for x in (row["iqm"], low, high, *marks))
+    return {"value": value, "low": low, "width": high - low, "marks": marks, "top": top}
 
 
 def page(
@@ -88,7 +88,7 @@ def page(
     videos, left_out = find_videos(runs)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    environment.filters |= {"number": number, "point": point_name}
+    environment.filters |= {"number": number, "point": point_name, "minutes": minutes_text}
     environment.undefined = jinja2.StrictUndefined
     charts: dict[str, dict[str, str]] = {}
     for (name, axis), figure in drawn.items():

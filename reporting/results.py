@@ -111,9 +111,13 @@ def _ledger(path: Path) -> dict[str, dict[str, str]]:
 def _never_began(place: Path, row: dict[str, str]) -> Run:
     code = f"exit code {row['exit_code']}: " if row.get("exit_code") else ""
     why = "no run folder: " + code + (row.get("error") or "not started")
-    nothing = {kind: np.zeros(0) for kind in KINDS}
-    seed, zero = int(row["seed"]), np.zeros(0)
-    return Run(place, row["task"], seed, {}, 0, "missing", why, zero, zero, nothing, math.nan)
+    return without_folder(place, row["task"], int(row["seed"]), why)
+
+
+def without_folder(place: Path, task: str, seed: int, why: str) -> Run:
+    """A run of which there is nothing but that it should be there."""
+    nothing, zero = {kind: np.zeros(0) for kind in KINDS}, np.zeros(0)
+    return Run(place, task, seed, {}, 0, "missing", why, zero, zero, nothing, math.nan)
 
 
 def read_run(place: Path, now: float, ledger: dict[str, str] | None = None) -> Run:
@@ -231,14 +235,8 @@ class Group:
 
     task: str
     settings: str  # preset and flags
-    runs: tuple[Run, ...]
-    absent: tuple[int, ...]  # seeds that other tasks have under these settings, and this has not
+    runs: tuple[Run, ...]  # status "missing" for a seed that other tasks have and this has not
     notes: tuple[str, ...]  # what differs between these runs, though settings do not
-
-    @property
-    def expected(self) -> int:
-        """How many runs there should be."""
-        return len(self.runs) + len(self.absent)
 
 
 def settings_of(run: Run) -> dict[str, object]:
@@ -249,8 +247,8 @@ def settings_of(run: Run) -> dict[str, object]:
     return chosen | {"device": ", ".join(sorted(set(devices)))}
 
 
-def group_runs(runs: list[Run]) -> tuple[list[Group], list[tuple[Run, str]]]:
-    """Groups, and the runs that a later one of the same task, seed and settings replaces."""
+def group_runs(runs: list[Run]) -> tuple[list[Group], list[tuple[Run, str, str]]]:
+    """Groups, and (run, its settings, a note) of those that another of the same seed replaces."""
     labels = labels_of(runs)
     members: dict[tuple[str, str], list[Run]] = {}
     replaced = []
@@ -261,14 +259,16 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[tuple[Run, str]]]:
         best = {}
         for run in sorted(several, key=_preference):
             if run.seed in best:
-                replaced.append((best[run.seed], f"replaced by {run.folder.name}"))
+                replaced.append((best[run.seed], key[1], f"replaced by {run.folder.name}"))
             best[run.seed] = run
         members[key] = [best[seed] for seed in sorted(best)]
         seeds.setdefault(key[1], set()).update(best)
     groups = []
     for (task, label), several in sorted(members.items()):
-        absent = tuple(sorted(seeds[label] - {run.seed for run in several}))
-        groups.append(Group(task, label, tuple(several), absent, tuple(_differences(several))))
+        absent = seeds[label] - {run.seed for run in several}
+        notes, why = tuple(_differences(several)), "no run folder, while other tasks have this seed"
+        several += [without_folder(Path(f"{task}__{k}"), task, k, why) for k in absent]
+        groups.append(Group(task, label, tuple(sorted(several, key=lambda r: r.seed)), notes))
     return groups, replaced
 
 

@@ -15,8 +15,6 @@ from reporting.results import (
     ReportError,
     Run,
     by_suite,
-    labels_of,
-    settings_key,
     table_values,
     value_at,
 )
@@ -40,11 +38,10 @@ def result_rows(groups: list[Group], steps: list[float], minutes: list[float]) -
         points = [("step", at) for at in steps] + [("minutes", at) for at in minutes] + at_end
         for (axis, at), kind in itertools.product(points, KINDS):
             found = {run.seed: value_at(run, kind, axis, at) for run in group.runs}
-            found |= dict.fromkeys(group.absent, (math.nan, "no run, while other tasks have one"))
             values = np.array([value for value, reason in found.values() if not reason])
             missing = {seed: reason for seed, (_, reason) in found.items() if reason}
             row = _row(group.task, group.settings, kind, axis, at, [values])
-            row |= {"runs": len(values), "of": group.expected}
+            row |= {"runs": len(values), "of": len(group.runs)}
             row["seeds"] = " ".join(str(seed) for seed in found if seed not in missing)
             row["missing"] = "; ".join(f"seed {seed}: {why}" for seed, why in missing.items())
             rows.append(row | {"notes": "; ".join(group.notes)})
@@ -72,7 +69,7 @@ def aggregate_rows(groups: list[Group], steps: list[float], minutes: list[float]
             for measure in ("median", "optimality_gap"):
                 if not without:
                     row |= _measured(measure, strata)
-            row |= {"runs": sum(map(len, strata)), "of": sum(group.expected for group in members)}
+            row |= {"runs": sum(map(len, strata)), "of": sum(len(group.runs) for group in members)}
             row["seeds"] = ""
             row["missing"] = f"no number for {', '.join(without)}" if without else ""
             rows.append(row | {"notes": ""})
@@ -124,6 +121,11 @@ def number(value: float | str | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
+def minutes_text(value: float) -> str:
+    """Minutes with one decimal, or nothing."""
+    return f"{value:,.1f}" if math.isfinite(value) else ""
+
+
 def with_interval(row: dict, measure: str) -> str:
     """`612 [580, 640]`, without the interval where there is none, "-" without a number."""
     if measure not in row:
@@ -158,20 +160,19 @@ def references_of(task: str, references: list[dict[str, str]]) -> list[dict[str,
     return sorted(mine, key=lambda row: -float(row["value"]))
 
 
-def run_table(runs: list[Run], replaced: list[tuple[Run, str]]) -> list[dict[str, object]]:
-    """Every run found, with how it ended, those that did not finish first."""
-    superseded = {id(run): why for run, why in replaced}
-    labels = labels_of(runs)
+def run_table(groups: list[Group], replaced: list[tuple[Run, str, str]]) -> list[dict[str, object]]:
+    """Every run, also those that should be there, with how it ended; first what did not finish."""
+    everything = [(run, group.settings, "") for group in groups for run in group.runs]
     lines = []
-    for run in runs:
+    for run, settings, note in [*everything, *replaced]:
         last = {k: float(v[-1]) if v.size else math.nan for k, v in run.returns.items()}
         minutes = run.total_minutes
-        minutes = minutes if math.isfinite(minutes) else float(np.nanmax([0.0, *run.minutes]))
-        why = "; ".join(filter(None, (run.why, superseded.get(id(run)))))
+        if not math.isfinite(minutes) and run.minutes.size:
+            minutes = float(run.minutes[-1])
         git = run.config.get("git") or {}
         commit = git.get("commit", "")[:10] + ("+" if git.get("dirty") else "")
-        line = {"run": run, "settings": labels[settings_key(run)], "why": why, "last": last}
-        lines.append(line | {"minutes": minutes, "commit": commit})
+        line = {"run": run, "settings": settings, "why": "; ".join(filter(None, (run.why, note)))}
+        lines.append(line | {"last": last, "minutes": minutes, "commit": commit})
     order = ["failed", "killed", "missing", "interrupted", "running", "finished"]
     return sorted(lines, key=lambda line: order.index(line["run"].status))
 
@@ -234,7 +235,7 @@ def results_markdown(
     lines = [
         [line["run"].task, line["run"].seed, line["settings"], line["run"].status]
         + [f"{line['run'].reached:,}", *map(number, line["last"].values())]
-        + [f"{line['minutes']:.1f}", line["commit"], line["run"].folder.name, line["why"]]
+        + [minutes_text(line["minutes"]), line["commit"], line["run"].folder.name, line["why"]]
         for line in listing
     ]
     header = ["task", "seed", "settings", "status", "steps"]

@@ -63,9 +63,10 @@ def _finish(figure, axes, unit: str, y_label: str) -> None:
         setter(text, fontsize=9, color=COLOURS["muted"])
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    legend = axes.legend(loc="best", fontsize=8, frameon=False, handlelength=1.6)
-    for text in legend.get_texts() if legend else []:
-        text.set_color(COLOURS["ink"])
+    handles, labels = axes.get_legend_handles_labels()
+    place = {"loc": "outside upper left", "ncols": 2 if sum(map(len, labels)) < 50 else 1}
+    style = {"fontsize": 8, "frameon": False, "handlelength": 1.6, "labelcolor": COLOURS["ink"]}
+    figure.legend(handles, labels, borderpad=0.1, columnspacing=1.4, **place, **style)
 
 
 def task_figure(groups: list[Group], axis: str, references: list[dict[str, str]]):

@@ -62,6 +62,34 @@ def _values(values: list[object]) -> str:
     return ", ".join(several[:6]) + (f" and {len(several) - 6} more" if len(several) > 6 else "")
 
 
+def blocks(entries: list[dict]) -> list[dict]:
+    """Entries by task and settings, each with why runs are missing, and at which of its points."""
+    grouped: dict[tuple[str, str], list[dict]] = {}
+    for entry in entries:
+        grouped.setdefault((entry["task"], entry["settings"]), []).append(entry)
+    shown = []
+    for (task, settings), members in grouped.items():
+        reasons: dict[str, list[str]] = {}
+        for entry in members:
+            for reason in filter(None, entry["missing"]):
+                reasons.setdefault(reason, []).append(short_point(entry["sampled"]))
+        lines = [
+            reason if len(points) == len(members) else f"{', '.join(points)}: {reason}"
+            for reason, points in reasons.items()
+        ]
+        block = {"task": task, "settings": settings, "entries": members, "reasons": lines}
+        shown.append(block | {"notes": members[0]["notes"]})
+    return shown
+
+
+def short_point(row: dict) -> str:
+    """`250k steps`, `1M steps`, `30 min` or `end`."""
+    if row["axis"] == "minutes" or row["at"] == math.inf:
+        return point_name(row)
+    scale, letter = next((s for s in ((1e6, "M"), (1e3, "k")) if row["at"] >= s[0]), (1, ""))
+    return f"{row['at'] / scale:.3g}{letter} steps"
+
+
 def whisker(row: dict, references: list[dict[str, str]], full: float) -> dict | None:
     """Value, interval and FlowRL's published figures in percent of a scale, for a small bar."""
     if "iqm" not in row:
@@ -88,7 +116,12 @@ def page(
     videos, left_out = find_videos(runs)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    environment.filters |= {"number": number, "point": point_name, "minutes": minutes_text}
+    environment.filters |= {
+        "number": number,
+        "point": point_name,
+        "short": short_point,
+        "minutes": minutes_text,
+    }
     environment.undefined = jinja2.StrictUndefined
     charts: dict[str, dict[str, str]] = {}
     for (name, axis), figure in drawn.items():
@@ -98,8 +131,9 @@ def page(
         title=title,
         now=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         kinds=KINDS,
-        entries=paired(rows),
-        aggregates=paired(aggregates),
+        blocks=blocks(paired(rows)),
+        aggregates=blocks(paired(aggregates)),
+        hours=sum(line["minutes"] for line in listing if math.isfinite(line["minutes"])) / 60,
         listing=listing,
         counts=Counter(run.status for run in runs),
         tasks=shown,

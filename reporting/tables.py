@@ -43,7 +43,7 @@ def result_rows(groups: list[Group], steps: list[float], minutes: list[float]) -
             row = _row(group.task, group.settings, kind, axis, at, [values])
             row |= {"runs": len(values), "of": len(group.runs)}
             row["seeds"] = " ".join(str(seed) for seed in found if seed not in missing)
-            row["missing"] = "; ".join(f"seed {seed}: {why}" for seed, why in missing.items())
+            row["missing"] = [f"seed {seed}: {why}" for seed, why in missing.items()]
             rows.append(row | {"notes": "; ".join(group.notes)})
     return rows
 
@@ -71,7 +71,7 @@ def aggregate_rows(groups: list[Group], steps: list[float], minutes: list[float]
                     row |= _measured(measure, strata)
             row |= {"runs": sum(map(len, strata)), "of": sum(len(group.runs) for group in members)}
             row["seeds"] = ""
-            row["missing"] = f"no number for {', '.join(without)}" if without else ""
+            row["missing"] = [f"no number for {', '.join(without)}"] if without else []
             rows.append(row | {"notes": ""})
     return rows
 
@@ -115,10 +115,10 @@ def read_references(path: Path) -> list[dict[str, str]]:
 
 # ------------------------------------------------------------------------------------ what is shown
 def number(value: float | str | None) -> str:
-    """A return with no decimals, a score with three."""
+    """Whole from 10 on, below with three digits: returns and scores."""
     if value is None or value == "" or math.isnan(value):
         return ""
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:#.3g}"
 
 
 def minutes_text(value: float) -> str:
@@ -217,16 +217,19 @@ def results_markdown(
             [row["task"], row["settings"], row["evaluation"], point_name(row)]
             + [f"{row['runs']}/{row['of']}"]
             + [with_interval(row, measure) for measure in MEASURES]
-            + [row["missing"]]
+            + ["; ".join(row["missing"])]
             for row in aggregates
         ]
         header = ["tasks", "settings", "evaluation", "at", "runs", "mean", "IQM", "median"]
         header += ["optimality gap", "without"]
         parts += ["## Scores over tasks", markdown_table(header, lines)]
-    missing = [(entry["task"], entry["point"], entry["missing"]) for entry in paired(rows)]
-    missing = [line for line in missing if line[2]]
+    missing = [
+        (entry["task"], entry["settings"], entry["point"], "; ".join(entry["missing"]))
+        for entry in paired(rows)
+        if entry["missing"]
+    ]
     if missing:
-        parts += ["## Missing", markdown_table(["task", "at", "reason"], missing)]
+        parts += ["## Missing", markdown_table(["task", "settings", "at", "reason"], missing)]
     notes = dict.fromkeys(
         (e["task"], e["settings"], e["notes"]) for e in paired(rows) if e["notes"]
     )
@@ -267,6 +270,8 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return "; ".join(value)
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else "end" if math.isinf(value) else format(value, ".10g")

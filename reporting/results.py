@@ -69,15 +69,16 @@ def find_runs(paths: list[Path], now: float | None = None) -> list[Run]:
         if not path.exists():
             raise ReportError(f"{path}: no such file or folder")
         before = len(found)
-        ledgers = {}  # folder -> its row of runs.csv
-        for ledger in sorted(path.rglob("runs.csv")) if path.is_dir() else []:
-            ledgers |= _ledger(ledger)
+        rows = [row for file in _ledgers(path) for row in _ledger(file)]
+        by_folder = {row["folder"]: row for row in rows if row["folder"]}
         for place in _places(path):
-            row = ledgers.get(str(place.resolve()), {})
+            row = by_folder.get(str(place.resolve()), {})
             found.setdefault(place.resolve(), read_run(place, now, row))
-        for key, row in ledgers.items():
-            if not Path(key).is_dir():
-                found.setdefault(Path(key), _never_began(Path(key), row))
+        have = {(run.task, run.seed) for run in found.values()}
+        for row in rows:  # of one job, the last counts
+            place = Path(row["folder"] or path / f"{row['task']}__{row['seed']}").resolve()
+            if (row["task"], int(row["seed"])) not in have:
+                found[place] = _never_began(place, row)
         if len(found) == before:
             raise ReportError(f"{path}: no run in it (a run is a folder with config.json)")
     return sorted(found.values(), key=lambda run: (run.task, run.seed, str(run.folder)))
@@ -94,18 +95,22 @@ def _places(path: Path) -> list[Path]:
     return sorted(folders | {p for p in files if p.is_file()})
 
 
-def _ledger(path: Path) -> dict[str, dict[str, str]]:
-    """Rows of benchmark.sh's runs.csv by run folder, or by a name for those without one."""
-    rows = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            folder, name = row.get("folder"), f"{row.get('task')}__{row.get('seed')}"
-            # What failed before it had a folder is no news if the job went on to have one.
-            place = (path.parent / folder) if folder else (path.parent / name)
-            rows[str(place.resolve())] = row
-    have = {(row["task"], row["seed"]) for row in rows.values() if row.get("folder")}
-    lost = {k for k, r in rows.items() if not r["folder"] and (r["task"], r["seed"]) in have}
-    return {key: row for key, row in rows.items() if key not in lost}
+def _ledgers(path: Path) -> list[Path]:
+    return sorted(path.rglob("runs.csv")) if path.is_dir() else []
+
+
+def _ledger(path: Path) -> list[dict[str, str]]:
+    """Rows of benchmark.sh's runs.csv, whose folders are whole paths here, or empty."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["folder"] = row["folder"] and str((path.parent / row["folder"]).resolve())
+            int(row["seed"]), row["task"], row["exit_code"], row["error"]
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        text = f"{type(error).__name__} {error}"
+        raise ReportError(f"{path}: is not a runs.csv of benchmark.sh: {text}") from None
+    return rows
 
 
 def _never_began(place: Path, row: dict[str, str]) -> Run:
@@ -145,6 +150,8 @@ def read_run(place: Path, now: float, ledger: dict[str, str] | None = None) -> R
     silent = now - max(f.stat().st_mtime for f in (config_file, metrics_file, place) if f.exists())
     seconds = _increasing(np.array([row.get("charts/seconds", math.nan) for row in rows]))
     pause = 3 * float(np.diff(seconds).max(initial=0.0)) if np.isfinite(seconds).all() else 0.0
+    if ledger and now - silent > _end_of(ledger) + 5.0:
+        ledger = None  # it goes on since: resumed
     status, why = _status(config, reached, silent, max(SILENCE, pause), ledger or {})
     columns = {kind: f"eval/episodic_return_{kind}" for kind in KINDS}
     pairs = zip(rows, seconds, strict=True)
@@ -218,6 +225,15 @@ def _status(
         ago = datetime.timedelta(seconds=round(silent))
         return "killed", f"killed {at}: it never said that it ended, and its last row is {ago} old"
     return "running", f"still running, {at}"
+
+
+def _end_of(ledger: dict[str, str]) -> float:
+    """Seconds since the epoch at which an attempt ended; infinity if its row does not say."""
+    try:
+        began = datetime.datetime.fromisoformat(ledger["started"])
+        return began.timestamp() + float(ledger["seconds"])
+    except (KeyError, ValueError, TypeError):
+        return math.inf
 
 
 def _minutes_between(start: str | None, end: str | None) -> float:

@@ -266,9 +266,7 @@ choose_environment() {
     fi
 }
 
-# ----------------------------------------------------------------------------------- only to show
-self=(bash "$here/benchmark.sh" --preset "$preset" --out "$out")
-
+# ------------------------------------------------------------------------------------ only to show
 slurm_script() {
     local flag
     echo "#!/usr/bin/env bash"
@@ -310,12 +308,14 @@ if ((dry_run)); then
 fi
 
 # ----------------------------------------------------------------------------------------- to run
+trap 'echo "error: benchmark.sh, line $LINENO: $BASH_COMMAND" >&2' ERR
 mkdir -p "$out/jobs" "$out/runs" 2>/dev/null || die "--out: cannot make folders in '$out'"
 out=$(cd "$out" && pwd)
 echo "$settings" >"$out/settings.txt"
+touch "$out/jobs.txt"
 {
     flock 8
-    printf '%s\n' "${jobs[@]}" | cat - "$out/jobs.txt" 2>/dev/null | sort -u >"$out/jobs.txt.partial"
+    printf '%s\n' "${jobs[@]}" | cat - "$out/jobs.txt" | sort -u >"$out/jobs.txt.partial"
     mv "$out/jobs.txt.partial" "$out/jobs.txt"
 } 8>"$out/jobs/.ledger.lock"
 write_ledger
@@ -341,8 +341,8 @@ if ((slurm)); then
     slurm_script >"$out/array.sbatch"
     number=$(sbatch --parsable "$out/array.sbatch") || die "--slurm: sbatch refused $out/array.sbatch"
     number=${number%%;*}
-    follow=$(printf '%q ' env PYTHON="$python" "${self[@]}" --tasks "${task_list[*]}" \
-        --seeds "$seeds" --report-only -- "${extra[@]}")
+    follow=$(printf '%q ' env PYTHON="$python" bash "$here/benchmark.sh" --preset "$preset" \
+        --tasks "${task_list[*]}" --seeds "$seeds" --out "$out" --report-only -- "${extra[@]}")
     sbatch --parsable --job-name=flowrl-report --dependency="afterany:$number" \
         --output="$out/jobs/slurm-report.log" --wrap "$follow" >/dev/null ||
         die "--slurm: sbatch took the array $number, but not the report"
@@ -355,7 +355,7 @@ if ((report_only)); then
     exit 0
 fi
 
-declare -A job_of slot_of began_of started_of attempt_of how_of # by process id
+declare -A job_of=() slot_of=() began_of=() started_of=() attempt_of=() how_of=() # by process id
 queue=() free=() stopping=0 total=0 ended=0 spent=0 timed=0
 for job in "${jobs[@]}"; do
     read -r task seed <<<"$job"
@@ -428,9 +428,14 @@ while ((${#queue[@]} || ${#job_of[@]})); do
         queue=("${queue[@]:1}")
         start "$task" "$seed" "$attempt" "$fresh"
     done
-    code=0 pid=""
-    ((${#job_of[@]} == 0)) || wait -n -p pid "${!job_of[@]}" || code=$?
-    [[ -z ${pid:-} ]] || finish "$pid" "$code" # none: a signal woke us
+    # Which one ended, `wait -n` cannot be relied on to say: it knows none that ended meanwhile.
+    wait -n "${!job_of[@]}" 2>/dev/null || true
+    for pid in "${!job_of[@]}"; do
+        kill -0 "$pid" 2>/dev/null && continue
+        code=0
+        wait "$pid" 2>/dev/null || code=$?
+        finish "$pid" "$code"
+    done
 done
 
 if ((stopping)); then

@@ -179,10 +179,9 @@ config_value() { # KEY FOLDER: a string or a number of config.json, which has a 
     sed -nE "s/^ *\"$1\": \"?([^\",]*)\"?,?\$/\\1/p" "$2/config.json" | head -n 1
 }
 
-is_finished() { # TASK SEED
-    local folder
-    folder=$(newest_folder "$1" "$2")
-    [[ -n $folder && $(config_value status "$folder") == finished ]]
+is_finished() { # TASK SEED: whether any of its folders says so
+    local found=("$out/runs/${1//[^A-Za-z0-9_.=+-]/-}__flowrl_jax__$2__"*/config.json)
+    grep -qs '^ *"status": "finished"' "${found[@]}"
 }
 
 # TASK SEED FRESH: sets `arguments` of flowrl_jax.py, and `how` they begin.
@@ -326,13 +325,14 @@ report() {
 }
 
 list_failures() { # prints them, and returns 1 if there are any
-    local task seed failures=0 job
+    local task seed job file why failures=0
     for job in "${jobs[@]}"; do
         read -r task seed <<<"$job"
         is_finished "$task" "$seed" && continue
         ((failures++)) || echo "not finished:"
-        echo "  $task seed $seed: $(tail -n 1 "$(job_file "$task" "$seed").csv" 2>/dev/null |
-            sed -E 's/.*,"([^"]*)"$/\1/' || true) (log: $(job_file "$task" "$seed").log)"
+        file=$(job_file "$task" "$seed") why="not started"
+        [[ ! -f $file.csv ]] || why=$(tail -n 1 "$file.csv" | sed -E 's/.*,"([^"]*)"$/\1/')
+        echo "  $task seed $seed: $why (log: $file.log)"
     done
     ((failures == 0))
 }

@@ -203,7 +203,15 @@ def results_markdown(
     references: list[dict[str, str]],
     pictures: list[str],
 ) -> str:
-    """Everything as results.md."""
+    """Everything as results.md. Where all settings are the same, they are said once."""
+    settings = {line["settings"] for line in listing}
+    one = f"All runs: {settings.pop()}." if len(settings) == 1 else ""
+
+    def table(header: list[str], lines: Iterable[Iterable[object]]) -> str:
+        kept = [i for i, name in enumerate(header) if not (one and name == "settings")]
+        cut = [[list(line)[i] for i in kept] for line in lines]
+        return markdown_table([header[i] for i in kept], cut)
+
     kinds = [f"{measure}, {name}" for name in KINDS.values() for measure in ("IQM", "mean")]
     lines = [
         [entry["task"], entry["settings"], entry["point"], f"{entry['runs']}/{entry['of']}"]
@@ -211,7 +219,7 @@ def results_markdown(
         for entry in paired(rows)
     ]
     header = ["task", "settings", "at", "runs"]
-    parts = ["# Results", markdown_table([*header, *kinds], lines)]
+    parts = ["# Results", one, table([*header, *kinds], lines)]
     if aggregates:
         lines = [
             [row["task"], row["settings"], row["evaluation"], point_name(row)]
@@ -222,19 +230,19 @@ def results_markdown(
         ]
         header = ["tasks", "settings", "evaluation", "at", "runs", "mean", "IQM", "median"]
         header += ["optimality gap", "without"]
-        parts += ["## Scores over tasks", markdown_table(header, lines)]
+        parts += ["## Scores over tasks", table(header, lines)]
     missing = [
         (entry["task"], entry["settings"], entry["point"], "; ".join(entry["missing"]))
         for entry in paired(rows)
         if entry["missing"]
     ]
     if missing:
-        parts += ["## Missing", markdown_table(["task", "settings", "at", "reason"], missing)]
+        parts += ["## Missing", table(["task", "settings", "at", "reason"], missing)]
     notes = dict.fromkeys(
         (e["task"], e["settings"], e["notes"]) for e in paired(rows) if e["notes"]
     )
     if notes:
-        parts += ["## Not all alike", markdown_table(["task", "settings", "runs differ in"], notes)]
+        parts += ["## Not all alike", table(["task", "settings", "runs differ in"], notes)]
     lines = [
         [line["run"].task, line["run"].seed, line["settings"], line["run"].status]
         + [f"{line['run'].reached:,}", *map(number, line["last"].values())]
@@ -244,7 +252,7 @@ def results_markdown(
     header = ["task", "seed", "settings", "status", "steps"]
     header += [f"last, {name}" for name in KINDS.values()]
     header += ["minutes", "commit", "folder", "why"]
-    parts += ["## Runs", markdown_table(header, lines)]
+    parts += ["## Runs", table(header, lines)]
     tasks = dict.fromkeys(row["task"] for row in rows)
     lines = [
         [row[name] for name in ("task", "method", "at", "value", "statistic", "evaluation")]
@@ -254,9 +262,9 @@ def results_markdown(
     ]
     if lines:
         header = ["task", "method", "steps", "return", "statistic", "evaluation", "note", "source"]
-        parts += ["## Published figures", markdown_table(header, lines)]
+        parts += ["## Published figures", table(header, lines)]
     parts += [f"![{name}]({name})" for name in pictures]
-    return "\n\n".join([*parts, READING]) + "\n"
+    return "\n\n".join(filter(None, [*parts, READING])) + "\n"
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

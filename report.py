@@ -75,7 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = []
         for (name, axis), figure in drawn.items():
             file = "curves/" + re.sub(r"[^\w.=+-]+", "_", f"{name}__{axis}") + ".png"
+            legend = figure.legends[0]
+            legend.set_title(name, {"size": 10, "weight": "bold"})
             figure.savefig(args.out / file, dpi=150)
+            legend.set_title(None)  # on the page the card has it
             pictures.append(file)
         tables.write_csv(args.out / "results.csv", rows + aggregates)
         text = tables.results_markdown(rows, aggregates, listing, references, pictures)

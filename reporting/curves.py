@@ -66,6 +66,7 @@ def _finish(figure, axes, unit: str, y_label: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     place = {"loc": "outside upper left", "ncols": 2 if sum(map(len, labels)) < 50 else 1}
     style = {"fontsize": 8, "frameon": False, "handlelength": 1.6, "labelcolor": COLOURS["ink"]}
+    style["alignment"] = "left"
     figure.legend(handles, labels, borderpad=0.1, columnspacing=1.4, **place, **style)
 
 

@@ -359,7 +359,7 @@ def value_at(run: Run, kind: str, axis: str, at: float) -> tuple[float, str]:
         return math.nan, run.why or f"no evaluation yet, at step {run.reached:,}"
     if not np.isfinite(positions).all():
         return math.nan, "no charts/seconds in its metrics.csv: an older run"
-    index = int(np.searchsorted(positions, at * (1 + 1e-12), side="right")) - 1
+    index = int(np.searchsorted(positions, at, side="right")) - 1
     if index < 0:
         return math.nan, f"first evaluation at {positions[0]:,.6g} {AXES[axis].split()[0]}"
     if at - positions[index] >= run.interval(axis) > 0 and at > positions[-1]:

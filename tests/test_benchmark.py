@@ -393,6 +393,7 @@ def test_shellcheck_has_no_complaint():
 @pytest.mark.slow
 def test_a_benchmark_of_real_runs_ends_with_a_report(tmp_path):
     flags = ["--tasks", "cartpole-balance", "--seeds", "2", "--devices", "cpu"]
+    flags += ["--jobs-per-device", "2"]
     sizes = {"--total-timesteps": 400, "--log-interval": 200, "--eval-interval": 200}
     sizes |= {"--num-envs": 2, "--hidden-size": 16, "--batch-size": 8, "--eval-episodes": 1}
     sizes |= {"--learning-starts": 100, "--buffer-size": 1000}

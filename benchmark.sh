@@ -2,6 +2,8 @@
 # Tasks x seeds in one command: a process a run, spread over devices, and a report at the end.
 # `bash benchmark.sh --help` has the flags. What is finished is skipped, so the same command
 # again goes on where the last one stopped. Statistics, tables and curves are report.py's.
+# This is as much as bash should hold: whatever needs more (several machines without Slurm, a queue
+# by expected time) is for a Python program in its place.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -133,8 +135,10 @@ for word in "${extra[@]}"; do
 done
 [[ ! -e $out || -d $out ]] || die "--out: '$out' is a file"
 if [[ $devices == auto ]]; then
-    devices=${CUDA_VISIBLE_DEVICES:-}
-    if [[ -z $devices ]] && command -v nvidia-smi >/dev/null; then
+    devices=""
+    if [[ -v CUDA_VISIBLE_DEVICES ]]; then # also where it is empty: no GPU is wanted
+        devices=$CUDA_VISIBLE_DEVICES
+    elif command -v nvidia-smi >/dev/null; then
         devices=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd,) || true
     fi
     devices=${devices:-cpu}

@@ -285,6 +285,22 @@ def test_two_benchmarks_do_not_run_the_same_job(bench):
     assert len(list(bench.out.glob("runs/*"))) == 1
 
 
+NVIDIA_SMI = "#!/usr/bin/env bash\nprintf '0\\n1\\n'\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1"]), ("3", ["3", "3"]), ("", ["", ""])]
+)
+def test_devices_are_found(bench, tmp_path, visible, expected):
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    more = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = bench("--tasks", "ok-a", "--seeds", "2", "--dry-run", PATH=path, **more)
+    assert re.findall(r"CUDA_VISIBLE_DEVICES=(\S*)", done.stdout) == expected
+    assert ("JAX_PLATFORMS=cpu" in done.stdout) == (visible == "")
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -70,6 +70,7 @@ class Args:
     updates_per_step: int = 1  # updates U after each step of all environments
     learning_starts: int = 5_000  # environment steps of random actions before the first update
     buffer_size: int = 1_000_000  # transitions in the replay, rounded down to a multiple of N
+    buffer_dtype: Dtype = "float32"  # of observations in the replay; bfloat16: half the memory
     recent_fraction: float = 0.2  # share of each batch drawn from the newest transitions
     recent_window: int = 2_048  # how many transitions count as the newest
     learning_rate: float = 3e-4  # Adam's step size, all networks
@@ -381,8 +382,7 @@ def update(
 
 def only_if(condition: Array, step: Callable[[Any], tuple[Any, Metrics]], state: Any):
     """`step(state)`, a new state and metrics; the state as it is and zeros if not `condition`."""
-    metrics = jax.eval_shape(step, state)[1]
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, state)[1])
     return jax.lax.cond(condition, step, lambda state: (state, zeros), state)
 
 
@@ -471,7 +471,7 @@ def evaluate(params: Params, start: envs.EnvState, key: Array, env: envs.VectorE
 def init_state(env: envs.VectorEnv, args: Args) -> TrainState:
     """Everything at step 0, from `args.seed`."""
     learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
-    obs, action = jnp.zeros(env.observation_size), jnp.zeros(env.action_size)
+    obs, action = jnp.zeros(env.observation_size, args.buffer_dtype), jnp.zeros(env.action_size)
     example = Transition(obs, action, jnp.zeros(()), obs, jnp.zeros((), bool))
     ring = replay.init(example, args.buffer_size // args.num_envs * args.num_envs, env.mesh)
     learner = init_learner(learner_key, obs.size, action.size, args)

@@ -25,7 +25,7 @@ class Replay:
 
 
 def init(example: Any, capacity: int, mesh: Mesh | None = None) -> Replay:
-    """An empty ring for `capacity` transitions shaped as the pytree `example`, one transition.
+    """An empty ring for `capacity` transitions like the pytree `example`: its shapes and types.
 
     mesh: the devices over which the ring is split, or None for one; it has one axis.
     """
@@ -54,7 +54,7 @@ def _on_each_device(function, replay: Replay, argument: Any, in_spec: P, out_spe
 
 
 def insert(replay: Replay, batch: Any) -> Replay:
-    """Writes N transitions (N, ...) in place, over the oldest.
+    """Writes N transitions (N, ...) in place, over the oldest, in the ring's own types.
 
     Raises:
       ValueError: the capacity is not a multiple of N.
@@ -68,6 +68,7 @@ def insert(replay: Replay, batch: Any) -> Replay:
         raise ValueError(f"the capacity {capacity} is not a multiple of the {num} inserted")
 
     def write(ring: Array, new: Array) -> Array:
+        new = new.astype(ring.dtype)
         return jax.lax.dynamic_update_slice_in_dim(ring, new, replay.position, axis=0)
 
     return Replay(
@@ -80,7 +81,7 @@ def insert(replay: Replay, batch: Any) -> Replay:
 def sample(
     key: Array, replay: Replay, shape: tuple[int, int], recent_fraction: float, recent_window: int
 ) -> Any:
-    """Draws U batches of B transitions with replacement, as a pytree (U, B, ...).
+    """Draws U batches of B transitions with replacement, as a pytree (U, B, ...), in float32.
 
     Args:
       key: a scalar typed key.
@@ -109,4 +110,9 @@ def sample(
     rest = (num_updates, batch_size - num_recent)
     uniform = jax.random.randint(uniform_key, rest, 0, replay.size)
     rows = jnp.concatenate([recent, uniform], axis=1)
-    return jax.tree.map(lambda ring: ring[rows], replay.data)
+
+    def read(ring: Array) -> Array:
+        is_float = jnp.issubdtype(ring.dtype, jnp.floating)
+        return ring[rows].astype(jnp.float32 if is_float else ring.dtype)
+
+    return jax.tree.map(read, replay.data)

@@ -116,11 +116,14 @@ class Run:
         """Writes `folder/name` whole or not at all, and returns its path."""
         return _replace(self.folder / name, data)
 
-    def finish(self, status: str) -> None:
-        """Notes "finished", "interrupted" or "failed" and closes the files. First call wins."""
+    def finish(self, status: str, error: str | None = None) -> None:
+        """Notes "finished", "interrupted" or "failed", and why, and closes the files.
+
+        The first call wins. error: one line, or None; config.json has the key only with a line.
+        """
         if self.config["status"] != "running":
             return
-        self.config |= {"status": status, "ended": _now()}
+        self.config |= {"status": status, "ended": _now()} | ({"error": error} if error else {})
         self._write_config()
         self._tensorboard.close()
         if self._csv is not None:
@@ -131,7 +134,8 @@ class Run:
 
     def __exit__(self, kind, error, traceback) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.finish("finished" if kind is None else "interrupted" if interrupted else "failed")
+        status = "finished" if kind is None else "interrupted" if interrupted else "failed"
+        self.finish(status, _one_line(error) if status == "failed" else None)
 
     def _write_config(self) -> None:
         text = json.dumps(self.config, indent=2, default=str) + "\n"
@@ -148,6 +152,11 @@ class Run:
         writer.writerows(self._rows)
         self._csv.flush()
         os.replace(partial, path)  # the open file goes with its name
+
+
+def _one_line(error: BaseException) -> str:
+    """`Type: first line of the message`, at most 300 characters."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
 
 
 def check_writable(runs_dir: Path) -> None:
@@ -616,6 +625,7 @@ def train(
       RunError: a folder cannot be made.
       FloatingPointError: a loss is not finite; it names step, metrics and seed.
     """
+    began = time.perf_counter()
     args = each[0]
     num_chunks = -(-args.total_timesteps // steps_per_chunk)
     per_eval = max(1, round(args.eval_interval / steps_per_chunk))
@@ -661,6 +671,7 @@ def train(
                     returns = evaluation(learner(k), k, index)
                     metrics[k] |= _evaluation_metrics(returns, train_envs[0].success)
                     save(run, learner(k))
+            rates["charts/seconds"] = time.perf_counter() - began
             for run, row in zip(folders, metrics, strict=devices.is_main):
                 if not failed:  # then nan is a mean over nothing (no episode ended): left out
                     row = {name: value for name, value in row.items() if not math.isnan(value)}
@@ -668,7 +679,7 @@ def train(
             _require_finite_losses(step, metrics, each)
             returns = [row["charts/episodic_return"] for row in metrics if _episodes_ended(row)]
             last_return = sum(returns) / len(returns) if returns else last_return
-            progress.update(step, last_return, *rates.values())
+            progress.update(step, last_return, rates["charts/SPS"], rates["charts/UPS"])
             stop.requested = devices.agree(stop.requested or 0) or None
             if stop.requested:
                 break

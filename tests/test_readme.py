@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def test_every_metric_is_explained():
     state = flowrl.init_state(env, args)
     _, metrics = flowrl.train_chunk(state, env, args)
     names = {name for name in metrics if "/" in name}
-    names |= {"charts/SPS", "charts/UPS", "eval/episodic_return_sampled"}
+    names |= {"charts/SPS", "charts/UPS", "charts/seconds", "eval/episodic_return_sampled"}
     for name in names:
         assert f"`{name}`" in README, name
 
@@ -48,10 +50,30 @@ def test_presets_are_shown_as_they_are(preset):
     assert shown == [f"{values[name]:,}" for name in names]
 
 
+def flags_of_program(name: str) -> set[str]:
+    """The flags that a program's own --help lists at the beginning of a line."""
+    command = ["bash"] if name.endswith(".sh") else [sys.executable]
+    command += [str(ROOT / name), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^  --([a-z][a-z-]+)", text, re.M))
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"), [("benchmark.sh", "Benchmarks"), ("report.py", "Report")]
+)
+def test_every_flag_has_its_sentence(name, heading):
+    (section,) = re.findall(rf"^## {heading}\n(.*?)^## ", README, re.M | re.S)
+    told = set(re.findall(r"^\| `--([a-z-]+)` \|", section, re.M))
+    assert told == flags_of_program(name) - {"help"}
+
+
 def test_flags_in_the_readme_exist():
-    fields = {field.name for field in dataclasses.fields(flowrl.Args)} | {"help"}
-    others = r"throughput\.py --blocks|XLA_FLAGS=\S+|#SBATCH .*|gcloud .*command"
-    own = re.sub(others, "", README)
+    fields = {field.name for field in dataclasses.fields(flowrl.Args)} | {"help", "resume"}
+    for name in ("benchmark.sh", "report.py"):
+        fields |= {flag.replace("-", "_") for flag in flags_of_program(name)}
+    # Flags of others.
+    others = r"throughput\.py.* --blocks|XLA_FLAGS=\S+|#SBATCH .*|gcloud .*command"
+    own = re.sub(others + r'|"--partition=[^"]*"', "", README)
     flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", own))
     assert "w2-indicator" in flags
     for flag in flags:

@@ -147,6 +147,15 @@ def test_status_says_how_the_run_ended(tmp_path, error, status):
     assert config["started"] <= config["ended"]
 
 
+def test_a_failed_run_keeps_the_first_line_of_its_error(tmp_path):
+    with contextlib.suppress(ValueError), make_run(tmp_path) as run:
+        raise ValueError("too large\nand more")
+    assert json.loads((run.folder / "config.json").read_text())["error"] == "ValueError: too large"
+    with contextlib.suppress(KeyboardInterrupt), make_run(tmp_path) as run:
+        raise KeyboardInterrupt
+    assert "error" not in json.loads((run.folder / "config.json").read_text())
+
+
 def test_the_first_status_stays(tmp_path):
     with make_run(tmp_path) as run:
         run.finish("interrupted")
@@ -505,6 +514,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         )
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "failed"
+
+
+def test_seconds_count_evaluation_too(tmp_path):
+    @dataclasses.dataclass
+    class Args:
+        env_id: str = "probe"
+        seed: int = 1
+        total_timesteps: int = 30
+        eval_interval: int = 10
+        runs_dir: str = str(tmp_path)
+
+    def evaluation(learner, k, index):
+        time.sleep(0.1)
+        return {"sampled": np.zeros(1)}
+
+    began = time.perf_counter()
+    code = runs.train(
+        [Args()],
+        "test",
+        steps_per_chunk=10,
+        states=[State(jnp.zeros(()), jnp.zeros(3))],
+        chunk=lambda state: (
+            State(state.learner + 1, state.env),
+            {"charts/updates": state.learner, "charts/episodic_return": 0.0},
+        ),
+        refresh=lambda env, k, index: env,
+        evaluation=evaluation,
+        success=None,
+        save=lambda run, learner: None,
+    )
+    took = time.perf_counter() - began
+    (folder,) = tmp_path.iterdir()
+    seconds = [float(row["charts/seconds"]) for row in read_csv(folder)]
+    assert code == 0
+    assert all(0.1 * k <= value <= took for k, value in enumerate(seconds, start=1))
+    assert seconds == sorted(seconds)
 
 
 def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():

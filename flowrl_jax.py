@@ -524,7 +524,7 @@ def main(args: Args) -> int:
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
     networks = {"policy": policy, "each twin critic": critic}
     runs.check_memory(shapes.learner, "--hidden-size", args.num_seeds)
-    print(runs.describe(args, env, networks, shapes.replay.data, devices), flush=True)
+    print(runs.describe(args, env, networks, shapes, devices), flush=True)
     train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
     eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]
 

@@ -538,14 +538,18 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def num_bytes(tree) -> int:
+    """Size of a pytree of arrays or of their shapes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def check_memory(tree, flag: str, copies: float = 1) -> float:
     """Returns the size of `copies` pytrees of arrays, or of their shapes, in GiB.
 
     Raises RunError, naming `flag`, if the device has not that much free. A part of a pytree is
     less than one copy.
     """
-    leaves = jax.tree.leaves(tree)
-    needed = copies * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    needed = copies * num_bytes(tree)
     free = device_memory_bytes()
     if free is not None and needed > 0.9 * free:
         sizes = f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
@@ -553,7 +557,7 @@ def check_memory(tree, flag: str, copies: float = 1) -> float:
     return needed / 2**30
 
 
-def describe(args, env, networks: dict, replay_data, devices: parallel.Devices) -> str:
+def describe(args, env, networks: dict, state, devices: parallel.Devices) -> str:
     """What is about to run, four lines, and on several devices one on what each has.
 
     Raises RunError if the replay cannot fit or is smaller than a batch, or if the main process
@@ -562,11 +566,12 @@ def describe(args, env, networks: dict, replay_data, devices: parallel.Devices) 
     Args:
       args: has env_id, preset, hidden_size, batch_size, buffer_size, num_seeds, runs_dir. env: a
         vector environment.
-      networks: name -> parameters, as arrays or shapes. replay_data: likewise.
+      networks: name -> parameters, as arrays or shapes. state: likewise, with fields replay, whose
+        `data` are the transitions, and env.
     """
     if devices.is_main:
         check_writable(Path(args.runs_dir))
-    copies = args.num_seeds
+    copies, replay_data = args.num_seeds, state.replay.data
     gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
     if capacity < args.batch_size:
@@ -576,6 +581,7 @@ def describe(args, env, networks: dict, replay_data, devices: parallel.Devices) 
     several = args.num_seeds > 1
     seeds = f"; each of {args.num_seeds} seeds" if several else ""
     total = f", {gib:.2f} GiB" + (" of all seeds" if several else "")
+    env_gib = copies * num_bytes(state.env) / 2**30
     split = [env.num_envs, args.batch_size, capacity]
     each = "{:,} environments, {:,} transitions of a batch, {:,} of the replay"
     each = "\neach device: " + each.format(*(number // devices.count for number in split))
@@ -584,7 +590,8 @@ def describe(args, env, networks: dict, replay_data, devices: parallel.Devices) 
         f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
         f"{env.action_size} actions{seeds}\n"
         f"networks: width {args.hidden_size}, parameters: {sizes}\n"
-        f"replay: {capacity:,} transitions{total}" + (each if devices.count > 1 else "")
+        f"replay: {capacity:,} transitions{total}; environments {env_gib:.3f} GiB"
+        + (each if devices.count > 1 else "")
     )
 
 
@@ -635,7 +642,8 @@ def train(
     num_runs, state = len(each), devices.place(parallel.stack_seeds(states))
     del states  # the chunk donates a single one
     chunk = devices.program(chunk, state, num_runs).lower(state).compile()
-    print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    seconds, gib = time.perf_counter() - start, chunk.memory_analysis().temp_size_in_bytes / 2**30
+    print(f"compiled in {seconds:.0f} s; running it takes {gib:.2f} GiB more", flush=True)
 
     def part(tree, k: int):
         return parallel.of_seed(tree, k, num_runs)

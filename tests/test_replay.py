@@ -55,3 +55,17 @@ def test_uniform_part_is_uniform():
 def test_capacity_must_be_a_multiple():
     with pytest.raises(ValueError, match="multiple"):
         replay.insert(filled(10, 0), rewards(1, 2, 3, 4))
+
+
+def test_a_ring_of_half_precision_takes_and_gives_float32():
+    example = {"obs": jnp.zeros(3, jnp.bfloat16), "done": jnp.zeros((), bool)}
+    ring = replay.init(example, 4)
+    obs = jnp.array([[1.0, 1 / 3, -2e6], [0.5, 1e-9, 7.0]])
+    ring = replay.insert(ring, {"obs": obs, "done": jnp.array([True, False])})
+    assert ring.data["obs"].dtype == jnp.bfloat16  # 2 bytes, half of float32
+    batch = replay.sample(jax.random.key(0), ring, (1, 50), 0.0, 4)
+    assert batch["obs"].dtype == jnp.float32
+    assert batch["done"].dtype == bool
+    expected = jnp.where(batch["done"][0][:, None], obs[0], obs[1])
+    np.testing.assert_allclose(batch["obs"][0], expected, rtol=2**-8)
+    assert not np.array_equal(batch["obs"][0], expected)  # rounded, so a half it was

@@ -37,7 +37,7 @@ class ProbeState:
 class Probe:
     """Observation 1, reward by `reward(action)`; episodes of `length` steps."""
 
-    action_size, observation_size, engine = 1, 1, "probe"
+    action_size, observation_size, engine, mesh = 1, 1, "probe", None
 
     def __init__(self, num_envs, length, terminates, reward):
         self.num_envs, self.episode_length = num_envs, length

@@ -108,6 +108,30 @@ def loop_throughput() -> str:
     return markdown(header + " | sum of the parts / loop", lines)
 
 
+def start_up() -> str:
+    """Seconds of each phase of a start."""
+    names = ("env_id", "engine", "cache", "import", "make", "init", "trace", "compile")
+    names += ("first chunk", "total")
+    lines = [tuple(row[name] for name in names) for row in rows("compile_times.csv")]
+    return markdown(" | ".join(names), lines)
+
+
+def seeds() -> str:
+    """Seeds an hour, in one program and in several."""
+    names = ("way", "env_id", "seeds", "steps", "seconds", "seeds an hour")
+    lines = [tuple(row[name] for name in names) for row in rows("seeds.csv")]
+    return markdown(" | ".join(names), lines)
+
+
+def overlap() -> str:
+    """Physics and updates at once, beside one after the other."""
+    names = ("env_id", "num_envs", "updates_per_step", "batch_size", "width", "env, ms")
+    names += ("updates, ms", "as it is, ms", "overlapped, ms", "as it is / overlapped")
+    lines = [tuple(row[name] for name in names) for row in rows("async_collect.csv")]
+    header = "task | environments | updates a step | batch | width | environments, ms | updates, ms"
+    return markdown(header + " | as it is, ms | overlapped, ms | as it is / overlapped", lines)
+
+
 def short_runs() -> str:
     """A short run on every task."""
     names = ("env_id", "steps", "updates", "nonfinite_losses", "nonfinite_states", "critic loss")
@@ -142,6 +166,9 @@ def main() -> None:
         "env throughput": env_throughput,
         "update throughput": update_throughput,
         "loop throughput": loop_throughput,
+        "start-up": start_up,
+        "overlap": overlap,
+        "seeds": seeds,
         "short runs": short_runs,
     }
     for name, table in tables.items():

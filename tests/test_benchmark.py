@@ -93,7 +93,9 @@ def bench(tmp_path):
         command = ["bash", str(folder / "benchmark.sh"), *flags]
         keywords = {"cwd": tmp_path, "env": environment | more, "text": True}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-        process = subprocess.Popen(command, **keywords, **pipes)
+        # Where these tests run in the background SIGINT is ignored, and bash cannot change that.
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+        process = subprocess.Popen(command, **keywords, **pipes, **heard)
         if not wait:
             return process
         out, err = process.communicate(timeout=60)

@@ -524,6 +524,10 @@ def test_seconds_count_evaluation_too(tmp_path):
         total_timesteps: int = 30
         eval_interval: int = 10
         runs_dir: str = str(tmp_path)
+        num_devices: int = 1
+        num_seeds: int = 1
+        num_envs: int = 1
+        batch_size: int = 1
 
     def evaluation(learner, k, index):
         time.sleep(0.1)
@@ -539,10 +543,10 @@ def test_seconds_count_evaluation_too(tmp_path):
             State(state.learner + 1, state.env),
             {"charts/updates": state.learner, "charts/episodic_return": 0.0},
         ),
-        refresh=lambda env, k, index: env,
+        train_envs=[mock.Mock(refresh=lambda env, index: env, success=None)],
         evaluation=evaluation,
-        success=None,
         save=lambda run, learner: None,
+        devices=parallel.Devices(Args()),
     )
     took = time.perf_counter() - began
     (folder,) = tmp_path.iterdir()

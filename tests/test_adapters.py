@@ -280,7 +280,7 @@ def test_real_library_keeps_the_true_successor(env_id):
     np.testing.assert_array_equal(state.obs[1], state.next_obs[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", REAL)
 def test_real_library_trains(env_id, tmp_path):
     needs(env_id)

@@ -408,7 +408,7 @@ def test_shellcheck_has_no_complaint():
     assert ended.returncode == 0, ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_benchmark_of_real_runs_ends_with_a_report(tmp_path):
     flags = ["--tasks", "cartpole-balance", "--seeds", "2", "--devices", "cpu"]
     flags += ["--jobs-per-device", "2"]

@@ -319,7 +319,7 @@ def test_on_four_devices():
     assert run_four("not slow") == 8 + len(BAD_INPUT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mjx_on_four_devices():
     assert run_four("slow") == 1
 
@@ -422,7 +422,7 @@ PAIR = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_have_equal_parameters_and_environments_of_their_own():
     runs = []
     for _ in range(2):
@@ -441,8 +441,14 @@ def test_two_processes_have_equal_parameters_and_environments_of_their_own():
         assert len(own) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("victim", "number"), [(1, "SIGKILL"), (0, "SIGKILL"), (1, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        pytest.param(1, "SIGKILL", marks=pytest.mark.slow),
+        pytest.param(0, "SIGKILL", marks=pytest.mark.long),
+        pytest.param(1, "SIGTERM", marks=pytest.mark.long),
+    ],
+)
 def test_the_end_of_one_process_ends_all(victim, number, tmp_path):
     endless = dict(num_devices=0, total_timesteps=10**7, eval_interval=160)
     command = [*command_line(tmp_path, **endless), "--distributed"]

@@ -85,15 +85,12 @@ MJX_TOLERANCE = {
     "humanoid-run": 5e-4,
     "dog-run": 2e-3,
 }
-SLOW_ON_MJX = ("cheetah-run", "hopper-hop", "walker-run", "humanoid-run", "dog-run")
+ON_MJX = dict.fromkeys(("cheetah-run", "humanoid-run"), pytest.mark.slow)
+ON_MJX |= dict.fromkeys(("hopper-hop", "walker-run", "dog-run"), pytest.mark.long)
 
 
 @pytest.mark.parametrize(
-    "env_id",
-    [
-        pytest.param(env_id, marks=[pytest.mark.slow] if env_id in SLOW_ON_MJX else [])
-        for env_id in MJX_TOLERANCE
-    ],
+    "env_id", [pytest.param(env_id, marks=ON_MJX.get(env_id, ())) for env_id in MJX_TOLERANCE]
 )
 def test_mjx_agrees_with_dm_control(env_id):
     result, _ = parity.measure(env_id, "mjx", steps=20)

@@ -94,10 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override th
     "paper": {},
     "cpu": dict(num_envs=8, updates_per_step=8, batch_size=128, hidden_size=128, target_tau=0.1)
     | dict(learning_starts=4_000, buffer_size=500_000, total_timesteps=300_000, log_interval=2_000),
-    "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, buffer_size=4_194_304)
-    | dict(learning_starts=102_400, recent_window=262_144, total_timesteps=50_000_000)
-    | dict(log_interval=102_400, eval_interval=1_024_000, checkpoint_interval=5_120_000)
-    | dict(eval_episodes=128),
+    "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, checkpoint_interval=5_120_000)
+    | dict(buffer_size=4_194_304, learning_starts=102_400, recent_window=262_144, eval_episodes=128)
+    | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=1_024_000),
 }
 
 
@@ -413,8 +412,7 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     updates = functools.partial(learn, learn_key, ring=ring, args=args)
-    # A resume without the replay is past these steps, but has nothing to learn from yet.
-    learns = started & replay.holds(state.replay, args.learning_starts)
+    learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
     learner, metrics = only_if(learns, updates, state.learner)
     done = after.terminated | after.truncated
     returns = state.episode_return + after.reward
@@ -422,9 +420,8 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
     metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
     metrics["charts/nonfinite_rewards"] = jnp.sum(~jnp.isfinite(after.reward))
     metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
-    returns = jnp.where(done, 0.0, returns)
     steps = jnp.minimum(state.num_steps + env.num_envs, MAX_INT)
-    return TrainState(learner, ring, after, returns, steps, key), metrics
+    return TrainState(learner, ring, after, jnp.where(done, 0.0, returns), steps, key), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
@@ -512,14 +509,13 @@ def save_params(run: runs.Run, learner: LearnerState) -> Path:
 # ------------------------------------------------------------------------------------------- main
 def main(args: Args) -> int:
     """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
-    runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
-    runs.check_bounds(args, 1, 1024, "num_seeds", "updates_per_step", "flow_steps")
-    runs.check_bounds(args, 1, MAX_INT, "log_interval", "buffer_size", "recent_window")
-    runs.check_bounds(args, 1, jnp.inf, "total_timesteps", "keep_checkpoints")
-    runs.check_bounds(args, 0, MAX_INT, "eval_interval", "learning_starts", "w2_coef", "seed")
-    runs.check_bounds(args, 0, MAX_INT, "checkpoint_interval")
-    runs.check_bounds(args, 0, 1, "learning_rate")
-    runs.check_bounds(args, 0, 1, "gamma", "recent_fraction", "target_tau", "expectile")
+    check = functools.partial(runs.check_bounds, args)
+    check(1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
+    check(1, 1024, "num_seeds", "updates_per_step", "flow_steps")
+    check(1, MAX_INT, "log_interval", "buffer_size", "recent_window")
+    check(1, jnp.inf, "total_timesteps", "keep_checkpoints")
+    check(0, MAX_INT, "eval_interval", "checkpoint_interval", "learning_starts", "w2_coef", "seed")
+    check(0, 1, "gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
     devices = parallel.Devices(args)
     each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
     physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
@@ -528,7 +524,6 @@ def main(args: Args) -> int:
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
     networks = {"policy": policy, "each twin critic": critic}
-    runs.check_memory(shapes.learner, "--hidden-size", args.num_seeds)
     print(runs.describe(args, env, networks, shapes, devices), flush=True)
     train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
     eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]

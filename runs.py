@@ -728,18 +728,19 @@ def check_memory(tree, flag: str, copies: float = 1) -> float:
 def describe(args, env, networks: dict, state, devices: parallel.Devices) -> str:
     """What is about to run, four lines, and on several devices one on what each has.
 
-    Raises RunError if the replay cannot fit or is smaller than a batch, or if the main process
-    cannot write where the run folder will be.
+    Raises RunError if learner or replay cannot fit, if the replay is smaller than a batch, or if
+    the main process cannot write where the run folder will be.
 
     Args:
       args: has env_id, preset, hidden_size, batch_size, buffer_size, num_seeds, runs_dir. env: a
         vector environment.
       networks: name -> parameters, as arrays or shapes. state: likewise, with fields replay, whose
-        `data` are the transitions, and env.
+        `data` are the transitions, learner and env.
     """
     if devices.is_main:
         check_writable(Path(args.runs_dir))
     copies, replay_data = args.num_seeds, state.replay.data
+    check_memory(state.learner, "--hidden-size", copies)
     gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
     if capacity < args.batch_size:

@@ -151,7 +151,7 @@ def at(folder: Path, step: int) -> Checkpoint:
         for name, expected in content["files"].items():
             if _size_and_crc(path / "state" / name) != expected:
                 raise DamagedError(f"{name} is not as it was written")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
     return Checkpoint(path, content["host"])
 

@@ -242,14 +242,16 @@ class _Events:
         self._writer.write_event(event)
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path, shared: bool = False) -> int:
     """Holds a run's folder until the process ends or closes the descriptor returned.
+
+    shared: beside others that do so, as the processes of one run do to look whether it is held.
 
     Raises RunError if another process holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         text = f"--resume: another process is at work on the run in '{folder}'; stop it first"
@@ -673,7 +675,7 @@ def _parse_resume(kind: type, folder: Path, arguments: list[str]):
         raise RunError(f"--resume: the run in '{folder}' has finished {steps}; {fix}")
     if not checkpoints.steps(folder / "checkpoints"):
         raise RunError(f"--resume: '{folder}' has no checkpoint; begin a new run without --resume")
-    os.close(lock(folder))
+    os.close(lock(folder, shared=True))
     return args
 
 
@@ -976,7 +978,9 @@ class Keeper:
 
     def _stop(self, step: int, k: int, names: str) -> NoReturn:
         text = f"not finite at step {step}, seed {self.each[k].seed}: {names}"
-        folder = self.folders[k] if self.folders else Path()
+        if not self.folders:  # of several processes one has them, and says the rest
+            raise FloatingPointError(text)
+        folder = self.folders[k]
         good = checkpoints.steps(folder / "checkpoints")
         last = f"last good checkpoint: step {good[-1]}" if good else "no good checkpoint yet"
         hint = f", {_resume_command(folder)} --on-nonfinite skip" if good else ""
@@ -1001,7 +1005,7 @@ def _open(args, algorithm: str, step: int) -> Run:
     config = dataclasses.asdict(args)
     if not args.resume:
         return Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
-    changed = CHANGEABLE - {"resume", "runs_dir"}
+    changed = set(config) & CHANGEABLE - {"resume", "runs_dir"}
     return Run.reopen(Path(args.resume), step, {name: config[name] for name in changed})
 
 

@@ -71,7 +71,7 @@ def unflatten(like: Any, arrays: dict[str, np.ndarray], put: Callable[[np.ndarra
     if differing:
         raise DamagedError(f"it is of another version of this program ({differing[0]} differs)")
     leaves = [
-        put(arrays[name], leaf) if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+        put(arrays[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
         for name, leaf in _named(like)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -747,7 +747,7 @@ def killed_and_resumed(tmp_path: Path, kills: int, seed: int, **values) -> None:
         while True:
             folder = process.folder
             try:
-                process.communicate(timeout=draw.uniform(0, took / 2) if done < kills else 600)
+                process.communicate(timeout=draw.uniform(0, took / 4) if done < kills else 600)
                 break
             except subprocess.TimeoutExpired:
                 process.kill()

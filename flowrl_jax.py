@@ -64,6 +64,11 @@ class Args:
     log_interval: int = 1_000  # environment steps between log rows: one compiled train_chunk
     eval_interval: int = 10_000  # environment steps between evaluations; 0: only at the end
     eval_episodes: int = 10  # episodes of each evaluation: sampled x0 and x0 = 0, each
+    checkpoint_interval: int = 50_000  # environment steps between checkpoints; 0: only at the end
+    keep_checkpoints: int = 2  # how many, the newest, are kept
+    checkpoint_replay: bool = True  # without, a resume first refills an empty one and is not exact
+    resume: str = ""  # run folder to go on with, from its newest checkpoint; its flags are kept
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or reward: end, or drop that update
 
     gamma: float = 0.99  # discount factor gamma
     batch_size: int = 256  # transitions in one update, B
@@ -89,9 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override th
     "paper": {},
     "cpu": dict(num_envs=8, updates_per_step=8, batch_size=128, hidden_size=128, target_tau=0.1)
     | dict(learning_starts=4_000, buffer_size=500_000, total_timesteps=300_000, log_interval=2_000),
-    "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, buffer_size=4_194_304)
-    | dict(learning_starts=102_400, recent_window=262_144, total_timesteps=50_000_000)
-    | dict(log_interval=102_400, eval_interval=1_024_000, eval_episodes=128),
+    "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, checkpoint_interval=5_120_000)
+    | dict(buffer_size=4_194_304, learning_starts=102_400, recent_window=262_144, eval_episodes=128)
+    | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=1_024_000),
 }
 
 
@@ -308,18 +313,13 @@ def proximal_weight(q_behaviour: Array, q_policy: Array, args: Args) -> Array:
 
 
 def policy_loss(
-    params: Params,
-    phi: Params,
-    batch: Transition,
-    q_behaviour: Array,
-    noise: UpdateNoise,
-    args: Args,
+    params: Params, phi: Params, batch: Transition, q_beta: Array, noise: UpdateNoise, args: Args
 ) -> tuple[Array, Metrics]:
     """Equation (6): Q-maximisation, and the weighted flow-matching term that bounds W2."""
     phi = jax.lax.stop_gradient(phi)
     action = policy_action(params, batch.obs, noise.x0_policy, args)
     q_policy = jnp.min(twin_q(phi, batch.obs, action, args), axis=0)
-    weight = proximal_weight(q_behaviour, q_policy, args)
+    weight = proximal_weight(q_beta, q_policy, args)
     x_0, t = noise.x0_flow, noise.t
     x_t = t * batch.action + (1.0 - t) * x_0
     error = velocity_field(params, batch.obs, x_t, t, args) - (batch.action - x_0)
@@ -395,7 +395,8 @@ def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
     keys = jax.random.split(noise_key, args.updates_per_step)
     sizes = (args.batch_size, ring.data.action.shape[-1])
     noises = jax.vmap(lambda key: draw_update_noise(key, *sizes))(keys)
-    learner, metrics = jax.lax.scan(lambda s, x: update(s, *x, args), learner, (batches, noises))
+    one = runs.guarded(lambda s, x: update(s, *x, args), args.on_nonfinite == "skip")
+    learner, metrics = jax.lax.scan(one, learner, (batches, noises))
     return learner, jax.tree.map(jnp.sum, metrics)
 
 
@@ -411,15 +412,16 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     updates = functools.partial(learn, learn_key, ring=ring, args=args)
-    learner, metrics = only_if(started, updates, state.learner)
+    learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
+    learner, metrics = only_if(learns, updates, state.learner)
     done = after.terminated | after.truncated
     returns = state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)
-    metrics["charts/episodic_return"] = jnp.sum(returns * done)
+    metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
+    metrics["charts/nonfinite_rewards"] = jnp.sum(~jnp.isfinite(after.reward))
     metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
-    returns = jnp.where(done, 0.0, returns)
     steps = jnp.minimum(state.num_steps + env.num_envs, MAX_INT)
-    return TrainState(learner, ring, after, returns, steps, key), metrics
+    return TrainState(learner, ring, after, jnp.where(done, 0.0, returns), steps, key), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
@@ -433,12 +435,11 @@ def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Tra
     state, sums = jax.lax.scan(lambda s, _: train_step(s, env, args), state, length=length)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
     last_update = state.learner.critic.step
-    counts = {name: last_update - first_update for name in sums}
+    counts = {name: last_update - first_update for name in sums if name.startswith("losses/")}
     policy_updates = (last_update + 1) // 2 - (first_update + 1) // 2  # of the even ones
     counts |= {name: policy_updates for name in sums if name.startswith("losses/policy")}
     counts |= {"charts/episodic_return": sums["episodes"], "charts/action_saturation": length}
-    metrics = {name: sums[name] / counts[name] for name in sums if name != "episodes"}
-    metrics["charts/nonfinite_losses"] = sum(jnp.sum(~jnp.isfinite(x)) for x in sums.values())
+    metrics = {name: sums[name] / counts.get(name, 1) for name in sums if name != "episodes"}
 
     # The spread of actions over x_0 at one state: what this policy has of exploration.
     key, x0_key = jax.random.split(state.key)
@@ -508,13 +509,13 @@ def save_params(run: runs.Run, learner: LearnerState) -> Path:
 # ------------------------------------------------------------------------------------------- main
 def main(args: Args) -> int:
     """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
-    runs.check_bounds(args, 1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
-    runs.check_bounds(args, 1, 1024, "num_seeds", "updates_per_step", "flow_steps")
-    runs.check_bounds(args, 1, MAX_INT, "log_interval", "buffer_size", "recent_window")
-    runs.check_bounds(args, 1, jnp.inf, "total_timesteps")
-    runs.check_bounds(args, 0, MAX_INT, "eval_interval", "learning_starts", "w2_coef", "seed")
-    for name in ("gamma", "recent_fraction", "target_tau", "expectile", "learning_rate"):
-        runs.check_bounds(args, 0, 1, name)
+    check = functools.partial(runs.check_bounds, args)
+    check(1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
+    check(1, 1024, "num_seeds", "updates_per_step", "flow_steps")
+    check(1, MAX_INT, "log_interval", "buffer_size", "recent_window")
+    check(1, jnp.inf, "total_timesteps", "keep_checkpoints")
+    check(0, MAX_INT, "eval_interval", "checkpoint_interval", "learning_starts", "w2_coef", "seed")
+    check(0, 1, "gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
     devices = parallel.Devices(args)
     each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
     physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
@@ -523,7 +524,6 @@ def main(args: Args) -> int:
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
     policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
     networks = {"policy": policy, "each twin critic": critic}
-    runs.check_memory(shapes.learner, "--hidden-size", args.num_seeds)
     print(runs.describe(args, env, networks, shapes, devices), flush=True)
     train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
     eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -268,6 +269,36 @@ class Devices:
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+    def gather(self, leaf: jax.Array) -> np.ndarray:
+        """All of an array in this process's memory, of typed keys their data. All processes call.
+
+        On a CPU it may be the array's own memory: to be read before the array is donated.
+        """
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if self.num_processes > 1 and not leaf.is_fully_replicated:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    def scatter(self, values: np.ndarray, like: jax.Array) -> jax.Array:
+        """The inverse: an array split as `like` is. `like` is deleted before, for its memory.
+
+        Raises:
+          ValueError: the shapes or types differ.
+        """
+        is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+        data = jax.random.key_data(like) if is_key else like
+        if (data.shape, data.dtype) != (values.shape, values.dtype):
+            found = f"{values.dtype}{list(values.shape)}"
+            raise ValueError(f"{found} is not {data.dtype}{list(data.shape)}")
+        sharding, impl = data.sharding, jax.random.key_impl(like) if is_key else None
+        data.delete()
+        if self.mesh is None:
+            array = jnp.array(values)  # a copy: a chunk can donate no memory of numpy's
+        else:
+            array = jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+        return jax.random.wrap_key_data(array, impl=impl) if is_key else array
 
     def agree(self, number: int) -> int:
         """The largest `number` of all processes. Every process waits here for the others."""

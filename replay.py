@@ -78,6 +78,13 @@ def insert(replay: Replay, batch: Any) -> Replay:
     )
 
 
+def holds(replay: Replay, number: int) -> Array:
+    """() bool: whether it has `number` transitions, or as many as it can; over all devices."""
+    capacity = jax.tree.leaves(replay.data)[0].shape[0]
+    devices = 1 if replay.mesh is None else replay.mesh.size
+    return replay.size * devices >= min(number, capacity)
+
+
 def sample(
     key: Array, replay: Replay, shape: tuple[int, int], recent_fraction: float, recent_window: int
 ) -> Any:

@@ -5,12 +5,16 @@ runs/{env_id}__{algorithm}__{seed}__{time}/
     metrics.csv            one row a log call; a cell is empty where a metric was not logged
     events.out.tfevents.*  the same for TensorBoard
     learning_curve.png     drawn by `plot_learning_curve`
+    checkpoints/           what `--resume` goes on from; see checkpoints.py
 """
 
 import argparse
 import contextlib
 import csv
 import dataclasses
+import errno
+import fcntl
+import functools
 import importlib.metadata
 import io
 import json
@@ -19,6 +23,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -28,16 +33,21 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import tensorboardX
 import tyro
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+import checkpoints
 import parallel
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "orbax-checkpoint")
 PACKAGES += ("mujoco", "mujoco-mjx", "dm-control", "tensorboardX", "tyro")
 PACKAGES += ("brax", "playground")  # optional; null where absent
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
@@ -47,6 +57,14 @@ CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
 }
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
 STOP_GRACE = 3.0  # seconds that a second signal leaves Python to end before the process is ended
+# Arguments that a resume may change: none of them changes what a step does.
+CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "runs_dir", "on_nonfinite"}
+CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints", "resume"}
+# What depends on the machine too and has to be the same when a run goes on, by the flag for it.
+ALIKE = {"engine": "engine {}", "num_devices": "{} devices", "distributed": "{} processes"}
+ALIKE |= {"log_interval": "{} steps a chunk"}
+# What the system says where a disk takes no more.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class RunError(Exception):
@@ -59,18 +77,23 @@ class Run:
     `folder`: the run's Path. `config`: what config.json holds.
     """
 
-    def __init__(self, folder: Path, config: dict):
+    def __init__(self, folder: Path, config: dict, step: int | None = None):
+        """step: of a run that goes on from there; what was logged after it is cut off."""
         self.folder = folder
         self.config = config
-        self._columns = ["step"]
-        self._rows: list[dict[str, str]] = []
+        self._lock = lock(folder)
+        self._columns, self._rows = ["step"], []
         self._csv = None
         self._write_config()
-        # Its only warning is for NaN, which is the rule until the first episode has ended.
-        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-        self._tensorboard = tensorboardX.SummaryWriter(str(folder), flush_secs=10)
-        rows = "\n".join(f"|{name}|{value}|" for name, value in config["args"].items())
-        self._tensorboard.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
+        self._events = _Events(folder, step)
+        if step is None:
+            rows = "\n".join(f"|{name}|{value}|" for name, value in config["args"].items())
+            self._events.text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
+        else:
+            self._rows = _rows_until(folder / "metrics.csv", step)
+            self._columns = list(dict.fromkeys(name for row in self._rows for name in row))
+            self._columns = self._columns or ["step"]
+            self._rewrite_csv()
 
     @classmethod
     def create(cls, runs_dir: Path, env_id: str, algorithm: str, seed: int, config: dict) -> "Run":
@@ -94,13 +117,33 @@ class Run:
             },
         )
 
+    @classmethod
+    def reopen(cls, folder: Path, step: int, changed: dict) -> "Run":
+        """Goes on with a folder after `step`. `changed`: arguments that have other values now.
+
+        config.json keeps what it says of the beginning, and lists under "resumed" step, time,
+        command, versions and commit of each resume.
+
+        Raises RunError if another process is at work in the folder.
+        """
+        config = read_config(folder)
+        git = _git_state(Path(__file__).resolve().parent)
+        now = {"step": step, "time": _now(), "command": sys.argv}
+        config["args"] |= changed
+        config["resumed"] = [
+            *config.get("resumed", []),
+            now | {"versions": _versions(), "git": git},
+        ]
+        config["status"] = "running"
+        for name in ("ended", "error"):
+            config.pop(name, None)
+        return cls(folder, config, step)
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Writes one row of scalars at `step` environment steps, on disk when this returns.
 
         NaN and infinities are written as they are.
         """
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, float(value), step)
         row = {"step": str(int(step))}
         row |= {name: format(float(value), ".9g") for name, value in metrics.items()}
         self._rows.append(row)
@@ -111,6 +154,13 @@ class Run:
         else:
             csv.DictWriter(self._csv, self._columns, restval="").writerow(row)
             self._csv.flush()
+        self._events.scalars(step, metrics)
+
+    def sync(self) -> None:
+        """Has the system write the rows to disk: a checkpoint that comes after relies on them."""
+        if self._csv is not None:
+            os.fsync(self._csv.fileno())
+        self._events.sync()
 
     def save_bytes(self, name: str, data: bytes) -> Path:
         """Writes `folder/name` whole or not at all, and returns its path."""
@@ -124,10 +174,13 @@ class Run:
         if self.config["status"] != "running":
             return
         self.config |= {"status": status, "ended": _now()} | ({"error": error} if error else {})
-        self._write_config()
-        self._tensorboard.close()
-        if self._csv is not None:
-            self._csv.close()
+        try:
+            self._write_config()
+        finally:
+            self._events.close()
+            if self._csv is not None:
+                self._csv.close()
+            os.close(self._lock)
 
     def __enter__(self) -> "Run":
         return self
@@ -135,7 +188,11 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         status = "finished" if kind is None else "interrupted" if interrupted else "failed"
-        self.finish(status, _one_line(error) if status == "failed" else None)
+        try:
+            self.finish(status, _one_line(error) if status == "failed" else None)
+        except OSError:
+            if kind is None:  # else what ended the run is to be told, not that it is not in here
+                raise
 
     def _write_config(self) -> None:
         text = json.dumps(self.config, indent=2, default=str) + "\n"
@@ -152,6 +209,73 @@ class Run:
         writer.writerows(self._rows)
         self._csv.flush()
         os.replace(partial, path)  # the open file goes with its name
+
+
+class _Events:
+    """A TensorBoard file. Written at once: its own SummaryWriter's thread dies of a full disk."""
+
+    def __init__(self, folder: Path, resumed_from: int | None = None):
+        # Its only warning is for NaN, which is the rule until the first episode has ended.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+        number = len(list(folder.glob("events.out.tfevents.*")))  # two may begin in one second
+        self._writer = EventsWriter(str(folder / "events"), f".{number}")
+        if resumed_from is not None:  # readers drop all from this step on in the files before
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=resumed_from + 1, session_log=start))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._write(Event(step=int(step), summary=summary.scalar(name, float(value))))
+        self._writer.flush()
+
+    def text(self, name: str, markdown: str) -> None:
+        self._write(Event(step=0, summary=summary.text(name, markdown)))
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+
+def lock(folder: Path, shared: bool = False) -> int:
+    """Holds a run's folder until the process ends or closes the descriptor returned.
+
+    shared: beside others that do so, as the processes of one run do to look whether it is held.
+
+    Raises RunError if another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        text = f"--resume: another process is at work on the run in '{folder}'; stop it first"
+        raise RunError(text) from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def read_config(folder: Path) -> dict:
+    """What config.json of a run holds. Raises RunError, naming --resume, if there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return {"args": config["args"], "status": config["status"]} | config
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"--resume: '{folder}' is no run's folder: no config.json to read") from None
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of a metrics.csv up to `step`, as `Run.log` made them; after a kill, too."""
+    text = path.read_text() if path.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
+    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+    return [row for row in rows if int(row["step"]) <= step]
 
 
 def _one_line(error: BaseException) -> str:
@@ -480,6 +604,8 @@ def parse_args(
 ):
     """Parses the command line into the dataclass `kind`: preset first, then the flags over it.
 
+    With --resume FOLDER the arguments are those of the run there, and flags may change few of them.
+
     Args:
       kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
       presets: preset name -> the fields that it changes.
@@ -487,26 +613,70 @@ def parse_args(
       arguments: the command line without the program's name; None takes this process's.
 
     Raises:
-      RunError: an unknown preset or flag, or a value that does not parse.
+      RunError: an unknown preset or flag, a value that does not parse, or a resume that cannot be.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="auto", nargs="?")
-    name = chooser.parse_known_args(arguments)[0].preset
+    chooser.add_argument("--resume", nargs="?")
+    chosen = chooser.parse_known_args(arguments)[0]
+    if chosen.resume:
+        return _parse_resume(kind, Path(chosen.resume), arguments)
+    name = chosen.preset
     if name not in ("auto", *presets):
         name = "nothing" if name is None else repr(name)
         raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
     name = automatic if name == "auto" else name
     default = dataclasses.replace(kind(), **presets[name])
+    return dataclasses.replace(_parse(kind, arguments, default), preset=name)
+
+
+def _parse(kind: type, arguments: list[str], default):
+    """The command line over `default`. Raises RunError where it does not parse."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            args = tyro.cli(kind, args=arguments, default=default)
+            return tyro.cli(kind, args=arguments, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise RunError(_first_sentence(complaint.getvalue())) from None
-    return dataclasses.replace(args, preset=name)
+
+
+def _parse_resume(kind: type, folder: Path, arguments: list[str]):
+    """The arguments of the run in `folder`, with those flags over them that a resume may change.
+
+    Raises RunError: it is no run's folder, it has no checkpoint, is finished or at work, or a flag
+    is in conflict with what the run was begun with. Nothing is written.
+    """
+    config = read_config(folder)
+    unknown = set(config["args"]) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        name = sorted(unknown)[0]
+        raise RunError(f"--resume: '{folder}' is of another version: it has an argument {name}")
+    # Of several seeds each has its folder, and goes on alone.
+    own = dict(num_seeds=1, resume=str(folder), runs_dir=str(folder))
+    was = dataclasses.replace(kind(**config["args"]), **own)
+    args = _parse(kind, arguments, was)
+    args = dataclasses.replace(args, resume=was.resume, runs_dir=was.runs_dir)
+    for name, before in dataclasses.asdict(was).items():
+        value, flag = getattr(args, name), "--" + name.replace("_", "-")
+        chosen_then = before == "auto"  # what it stood for stands in the checkpoint
+        if name == "total_timesteps" and value < before:
+            text = f"{_number(value)} is less than the {_number(before)} of the run"
+            raise RunError(f"{flag}: {text} in '{folder}'; a resume may only add to them")
+        if value != before and value != "auto" and not chosen_then and name not in CHANGEABLE:
+            text = f"{value} is in conflict with the run in '{folder}', which has {before}"
+            raise RunError(f"{flag}: {text}; leave it out, or begin a new run without --resume")
+        args = args if value != "auto" else dataclasses.replace(args, **{name: before})
+    if config["status"] == "finished" and args.total_timesteps == was.total_timesteps:
+        steps = f"all of its {_number(was.total_timesteps)} steps"
+        fix = "for more of them raise --total-timesteps"
+        raise RunError(f"--resume: the run in '{folder}' has finished {steps}; {fix}")
+    if not checkpoints.steps(folder / "checkpoints"):
+        raise RunError(f"--resume: '{folder}' has no checkpoint; begin a new run without --resume")
+    os.close(lock(folder, shared=True))
+    return args
 
 
 def _first_sentence(boxed: str) -> str:
@@ -560,18 +730,19 @@ def check_memory(tree, flag: str, copies: float = 1) -> float:
 def describe(args, env, networks: dict, state, devices: parallel.Devices) -> str:
     """What is about to run, four lines, and on several devices one on what each has.
 
-    Raises RunError if the replay cannot fit or is smaller than a batch, or if the main process
-    cannot write where the run folder will be.
+    Raises RunError if learner or replay cannot fit, if the replay is smaller than a batch, or if
+    the main process cannot write where the run folder will be.
 
     Args:
       args: has env_id, preset, hidden_size, batch_size, buffer_size, num_seeds, runs_dir. env: a
         vector environment.
       networks: name -> parameters, as arrays or shapes. state: likewise, with fields replay, whose
-        `data` are the transitions, and env.
+        `data` are the transitions, learner and env.
     """
     if devices.is_main:
         check_writable(Path(args.runs_dir))
     copies, replay_data = args.num_seeds, state.replay.data
+    check_memory(state.learner, "--hidden-size", copies)
     gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
     if capacity < args.batch_size:
@@ -613,68 +784,76 @@ def train(
 
     Args:
       each: K dataclasses of arguments, alike but for `seed`, with env_id, total_timesteps,
-        eval_interval (in steps), runs_dir.
+        eval_interval and checkpoint_interval (in steps), keep_checkpoints, checkpoint_replay,
+        on_nonfinite, runs_dir, and resume: "" or, K being 1, the folder of the run to go on with.
       algorithm: part of the folder's name.
       steps_per_chunk: environment steps of one run that one chunk takes.
       train_envs: K vector environments, of which `refresh` is called after each chunk, with its
         index from 1, and `success` is the return of an episode that counts as such, or None.
       states: K pytrees that the chunk starts from and donates; their field `learner` is what is
-        evaluated and saved, `env` what is refreshed. On several devices K is 1, and what is split
+        evaluated and saved, `env` what is refreshed, `replay` what a checkpoint may leave out, and
+        all of it what a checkpoint has. On several devices K is 1, and what is split
         is split already.
       chunk: state -> (state, metrics, scalars by name), jittable, of which "charts/updates" counts
-        updates so far, "charts/episodic_return" is shown, and "charts/nonfinite_losses" ends the
-        program unless it is 0.
+        updates so far, "charts/episodic_return" is shown, and "charts/nonfinite_losses" and
+        "charts/nonfinite_rewards" end the program unless they are 0 or on_nonfinite is "skip".
       evaluation: (learner, k, index) -> name -> returns of some episodes, an array.
       save: (run, learner) -> None.
       devices: what to train on.
 
     Raises:
-      RunError: a folder cannot be made.
-      FloatingPointError: a loss is not finite; it names step, metrics and seed.
+      RunError: a folder cannot be made, or a run not be resumed.
+      FloatingPointError: a loss, reward or parameter is not finite; it names step, metrics, seed
+        and the last good checkpoint.
+      checkpoints.SaveError: a checkpoint cannot be written.
     """
     began = time.perf_counter()
-    args = each[0]
+    args, engine = each[0], train_envs[0].engine
     num_chunks = -(-args.total_timesteps // steps_per_chunk)
-    per_eval = max(1, round(args.eval_interval / steps_per_chunk))
-    per_eval = per_eval if args.eval_interval else num_chunks
-    print("compiling the training loop ...", flush=True)
-    start = time.perf_counter()
+    per_eval = _every(args.eval_interval, steps_per_chunk) or num_chunks
+    per_checkpoint = _every(args.checkpoint_interval, steps_per_chunk) or num_chunks
     num_runs, state = len(each), devices.place(parallel.stack_seeds(states))
     del states  # the chunk donates a single one
+    keeper = Keeper(each, devices, steps_per_chunk, engine)
+    at = keeper.find() if args.resume else Progressed()
+    print("compiling the training loop ...", flush=True)
+    start = time.perf_counter()
     chunk = devices.program(chunk, state, num_runs).lower(state).compile()
     seconds, gib = time.perf_counter() - start, chunk.memory_analysis().temp_size_in_bytes / 2**30
     print(f"compiled in {seconds:.0f} s; running it takes {gib:.2f} GiB more", flush=True)
-
-    def part(tree, k: int):
-        return parallel.of_seed(tree, k, num_runs)
+    if args.resume:
+        state = keeper.restore(state)
+    began -= at.seconds
 
     def learner(k: int):
-        return devices.local(part(state.learner, k))
+        return devices.local(parallel.of_seed(state.learner, k, num_runs))
 
-    last_return = math.nan
+    evaluated = False
     with contextlib.ExitStack() as stack:
-        folders = [_create(one, algorithm) for one in each] if devices.is_main else []
+        folders = [_open(one, algorithm, at.step) for one in each] if devices.is_main else []
+        keeper.folders = [run.folder for run in folders]
         for run in folders:
             stack.enter_context(run)
             print(f"run folder {run.folder}", flush=True)
         stop = stack.enter_context(StopSignal())
         total = num_chunks * steps_per_chunk
-        progress = stack.enter_context(Progress(total, shown=devices.is_main))
-        updates = 0.0
-        for index in range(1, num_chunks + 1):
+        progress = stack.enter_context(Progress(total, at.step, shown=devices.is_main))
+        for index in range(at.chunk + 1, num_chunks + 1):
             start, step = time.perf_counter(), index * steps_per_chunk
             state, metrics = chunk(state)
             metrics = _by_run(metrics, num_runs)
-            seconds, before = time.perf_counter() - start, updates
+            seconds = time.perf_counter() - start
             updates = metrics[0]["charts/updates"]
             rates = {"charts/SPS": steps_per_chunk / seconds}
-            rates["charts/UPS"] = (updates - before) / seconds
-            parts = [e.refresh(part(state.env, k), index) for k, e in enumerate(train_envs)]
-            state = state.replace(env=parallel.stack_seeds(parts))
-            failed = any(row.get("charts/nonfinite_losses") for row in metrics)
+            rates["charts/UPS"] = (updates - at.updates) / seconds
+            envs = [parallel.of_seed(state.env, k, num_runs) for k in range(num_runs)]
+            envs = [e.refresh(part, index) for e, part in zip(train_envs, envs, strict=True)]
+            state = state.replace(env=parallel.stack_seeds(envs))
+            failed = any(_faults(row, one) for row, one in zip(metrics, each, strict=True))
             if (index % per_eval == 0 or index == num_chunks) and not failed:
-                if index == min(per_eval, num_chunks):
+                if not evaluated:
                     progress.write("evaluating; the first time compiles ...")
+                evaluated = True
                 for k, run in enumerate(folders):
                     returns = evaluation(learner(k), k, index)
                     metrics[k] |= _evaluation_metrics(returns, train_envs[0].success)
@@ -684,24 +863,150 @@ def train(
                 if not failed:  # then nan is a mean over nothing (no episode ended): left out
                     row = {name: value for name, value in row.items() if not math.isnan(value)}
                 run.log(step, row | rates)
-            _require_finite_losses(step, metrics, each)
+            if failed:
+                keeper.give_up(step, metrics)
             returns = [row["charts/episodic_return"] for row in metrics if _episodes_ended(row)]
-            last_return = sum(returns) / len(returns) if returns else last_return
+            last_return = sum(returns) / len(returns) if returns else at.last_return
+            at = Progressed(step, index, rates["charts/seconds"], updates, last_return)
             progress.update(step, last_return, rates["charts/SPS"], rates["charts/UPS"])
             stop.requested = devices.agree(stop.requested or 0) or None
+            if index % per_checkpoint == 0 or index == num_chunks or stop.requested:
+                for run in folders:
+                    run.sync()
+                keeper.save(state, at)
             if stop.requested:
                 break
         for k, run in enumerate(folders):
             save(run, learner(k))
             plot_learning_curve(run.folder)
             run.finish("interrupted" if stop.requested else "finished")
+    if stop.requested:
+        keeper.tell_how_to_resume(at.step)
     devices.agree(0)  # the processes leave together
     return stop.exit_code
 
 
-def _create(args, algorithm: str) -> Run:
+@dataclasses.dataclass(frozen=True)
+class Progressed:
+    """How far a run has come."""
+
+    step: int = 0  # environment steps
+    chunk: int = 0  # chunks, and so refreshes of the pool of initial states
+    seconds: float = 0.0  # charts/seconds
+    updates: float = 0.0
+    last_return: float = math.nan  # of training episodes, as shown in the progress line
+
+
+class Keeper:
+    """Writes and finds the checkpoints of K runs that train at once.
+
+    `folders`: the runs' folders, in the process that writes.
+    """
+
+    def __init__(self, each, devices: parallel.Devices, steps_per_chunk: int, engine: str):
+        self.each, self.devices = each, devices
+        self.folders: list[Path] = []
+        self._found: checkpoints.Checkpoint | None = None
+        self._alike = dict(engine=engine, num_devices=devices.count)
+        self._alike |= dict(distributed=devices.num_processes, log_interval=steps_per_chunk)
+
+    def save(self, state, at: Progressed) -> None:
+        """Writes a checkpoint of each run. All processes call; the state is read, not kept.
+
+        Raises:
+          FloatingPointError: something that was learned is not finite: what is on disk stays.
+          checkpoints.SaveError: the disk is full.
+        """
+        for k, args in enumerate(self.each):
+            kept = state if args.checkpoint_replay else state.replace(replay=None)
+            arrays = checkpoints.flatten(kept, functools.partial(self._own, k=k))
+            names = [name for name in arrays if name.startswith("learner/")]
+            bad = [name for name in names if not np.isfinite(arrays[name]).all()]
+            if bad:
+                self._stop(at.step, k, bad[0])
+            host = {"run": dataclasses.asdict(at), "replay": args.checkpoint_replay}
+            if self.folders:
+                folder = self.folders[k] / "checkpoints"
+                host |= {"alike": self._alike}
+                checkpoints.save(folder, at.step, arrays, host, args.keep_checkpoints)
+
+    def _own(self, leaf, k: int) -> np.ndarray:
+        return self.devices.gather(parallel.of_seed(leaf, k, len(self.each)))
+
+    def find(self) -> Progressed:
+        """Finds the newest whole checkpoint of the run to resume, and returns how far it is.
+
+        Raises RunError if there is none, or one from other circumstances than these.
+        """
+        folder, is_main = Path(self.each[0].resume) / "checkpoints", self.devices.is_main
+        found = checkpoints.newest(folder) if is_main else None
+        step = self.devices.agree(found.host["run"]["chunk"] if found else 0)
+        if not step:
+            raise RunError(f"--resume: no checkpoint in '{folder}' is whole; begin a new run")
+        if not is_main:
+            found = checkpoints.at(folder, step * self._alike["log_interval"])
+        for name, here in self._alike.items():
+            then = found.host["alike"][name]
+            if here != then:
+                flag, words = "--" + name.replace("_", "-"), ALIKE[name]
+                was, now = words.format(then), words.format(here)
+                raise RunError(f"{flag}: the run to resume had {was}, here it would have {now}")
+        self._found = found
+        return Progressed(**found.host["run"])
+
+    def restore(self, state):
+        """The state of the checkpoint found, in place of `state`, whose memory is given back.
+
+        Raises RunError if it is of another version of the program.
+        """
+        folder = self.each[0].resume
+        like = state if self._found.host["replay"] else state.replace(replay=None)
+        try:
+            restored = checkpoints.unflatten(like, self._found.load(), self.devices.scatter)
+        except (checkpoints.DamagedError, ValueError) as error:
+            raise RunError(f"--resume: cannot go on with '{folder}': {error}") from None
+        print(f"going on from {self._found.path}", flush=True)
+        if self._found.host["replay"]:
+            return restored
+        print("the checkpoint is without the replay: updates wait until it has refilled")
+        return restored.replace(replay=state.replay)
+
+    def give_up(self, step: int, metrics: list[dict[str, float]]) -> NoReturn:
+        """Raises FloatingPointError, naming step, metrics and the last good checkpoint."""
+        k = next(k for k, args in enumerate(self.each) if _faults(metrics[k], args))
+        self._stop(step, k, ", ".join(_faults(metrics[k], self.each[k])))
+
+    def _stop(self, step: int, k: int, names: str) -> NoReturn:
+        text = f"not finite at step {step}, seed {self.each[k].seed}: {names}"
+        if not self.folders:  # of several processes one has them, and says the rest
+            raise FloatingPointError(text)
+        folder = self.folders[k]
+        good = checkpoints.steps(folder / "checkpoints")
+        last = f"last good checkpoint: step {good[-1]}" if good else "no good checkpoint yet"
+        hint = f", {_resume_command(folder)} --on-nonfinite skip" if good else ""
+        raise FloatingPointError(f"{text}; {last}{hint}")
+
+    def tell_how_to_resume(self, step: int) -> None:
+        """One line a run."""
+        for folder in self.folders:
+            print(f"stopped at step {step:,}; to go on: {_resume_command(folder)}", flush=True)
+
+
+def _every(interval: int, steps_per_chunk: int) -> int:
+    """An interval in steps as one in chunks, at least 1; 0 stays 0."""
+    return max(1, round(interval / steps_per_chunk)) if interval else 0
+
+
+def _resume_command(folder: Path) -> str:
+    return f"python {sys.argv[0]} --resume {shlex.quote(str(folder))}"
+
+
+def _open(args, algorithm: str, step: int) -> Run:
     config = dataclasses.asdict(args)
-    return Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
+    if not args.resume:
+        return Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
+    changed = set(config) & CHANGEABLE - {"resume", "runs_dir"}
+    return Run.reopen(Path(args.resume), step, {name: config[name] for name in changed})
 
 
 def _by_run(metrics: dict, num_runs: int) -> list[dict[str, float]]:
@@ -723,13 +1028,40 @@ def _evaluation_metrics(evaluation: dict, success: float | None) -> dict[str, fl
     return metrics
 
 
-def _require_finite_losses(step: int, metrics: list[dict[str, float]], each: list) -> None:
-    for row, args in zip(metrics, each, strict=True):
-        if row.get("charts/nonfinite_losses"):
-            losses = (name for name in row if name.startswith("losses/"))
-            bad = [name for name in losses if not math.isfinite(row[name])]
-            text = f"not finite at step {step}, seed {args.seed}: {', '.join(bad)}"
-            raise FloatingPointError(text)
+def _faults(row: dict[str, float], args) -> list[str]:
+    """The metrics of a chunk that are to end the run, because what they are of is not finite."""
+    if args.on_nonfinite == "skip":
+        return []
+    faults = ["charts/nonfinite_rewards"] if row.get("charts/nonfinite_rewards") else []
+    if row.get("charts/nonfinite_losses"):
+        losses = (name for name in row if name.startswith("losses/"))
+        faults += [name for name in losses if not math.isfinite(row[name])] or ["a loss"]
+    return faults
+
+
+def guarded(step, skip: bool):
+    """A step of learning that counts what is not finite, for `jax.lax.scan` or alone.
+
+    Args:
+      step: (state, input) -> (state, metrics), metrics being scalars by name.
+      skip: whether a step of which anything is not finite, state or metrics, is dropped: then the
+        state is that of before, and the metrics are zeros.
+
+    Returns the same with one more metric, "charts/nonfinite_losses": 1 if the metrics, with `skip`
+    also if the state, are not finite, else 0.
+    """
+
+    def guarded_step(before, given):
+        after, metrics = step(before, given)
+        leaves = jax.tree.leaves((after, metrics) if skip else metrics)
+        bad = ~jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+        if skip:
+            kept = (before, jax.tree.map(jnp.zeros_like, metrics))
+            keep = functools.partial(jnp.where, bad)
+            after, metrics = jax.tree.map(keep, kept, (after, metrics))
+        return after, metrics | {"charts/nonfinite_losses": bad.astype(jnp.int32)}
+
+    return guarded_step
 
 
 def preset_for_this_machine() -> str:
@@ -749,8 +1081,8 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
     """Returns main(parsed command line)'s exit code, or that of an error told in one line.
 
     2 for bad input (RunError, and the exceptions `bad_input` that tell the user what to change), 1
-    for a loss that is not finite or another process that ended, 128 + signal for a stop that could
-    not wait. One of several processes does not return from an error: it ends here.
+    for a loss that is not finite, a full disk or another process that ended, 128 + signal for a
+    stop that could not wait. One of several processes does not return from an error: it ends here.
     """
     try:
         if _asks_for_hosts():
@@ -760,22 +1092,31 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
         return main(args)
     except (RunError, parallel.UsageError, *bad_input) as error:
         code, text = 2, f"error: {error}"
-    except FloatingPointError as error:
-        code, text = 1, f"error: {error}; what was saved before stands in the run folder"
+    except (FloatingPointError, checkpoints.SaveError) as error:
+        code, text = 1, f"error: {error}"
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         code, text = 128 + number, "stopped at once; what was saved before stands"
     except Exception as error:
-        if not parallel.connected():
+        full = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        if not (full or parallel.connected()):
             raise
-        lost = parallel.is_loss(error)
-        code, text = 1, parallel.LOST if lost else traceback.format_exc()
+        code, text = 1, parallel.LOST if parallel.is_loss(error) else traceback.format_exc()
+        if full:
+            text = f"error: cannot write the run's files: {error.strerror}; its checkpoints stand"
     print(text, file=sys.stderr)
     return parallel.leave(code, wait=code == 2) if parallel.connected() else code
 
 
 def _asks_for_hosts() -> bool:
-    """Whether the command line has --distributed: JAX wants to know before it starts a device."""
+    """Whether the command line, or the run that it resumes, has --distributed.
+
+    JAX wants to know before it starts a device.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--distributed", action=argparse.BooleanOptionalAction, default=False)
-    return parser.parse_known_args()[0].distributed
+    parser.add_argument("--distributed", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--resume", nargs="?")
+    asked = parser.parse_known_args()[0]
+    if asked.distributed is None and asked.resume:
+        return bool(read_config(Path(asked.resume))["args"].get("distributed"))
+    return bool(asked.distributed)

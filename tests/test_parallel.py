@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 from test_adapters import Slider
 
 import adapters
+import checkpoints
 import envs
 import flowrl_jax as flowrl
 import parallel
@@ -300,6 +301,21 @@ def test_one_device_has_the_plain_program():
     assert devices.agree(3) == 3
 
 
+def four_a_checkpoint_comes_back_split_as_it_was():
+    devices, env, state = make_state(FOUR)
+    chunk = compile_chunk(devices, env, state, FOUR)
+    state, _ = chunk(state)
+    arrays = checkpoints.flatten(state, devices.gather)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    _, _, other = make_state(dataclasses.replace(FOUR, seed=9))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, other)
+    other = checkpoints.unflatten(other, arrays, devices.scatter)
+    assert jax.tree.map(lambda leaf: leaf.sharding, other) == shardings
+    assert equal_on_all(other.learner)
+    (state, _), (other, _) = chunk(state), chunk(other)
+    assert_same([checkpoints.flatten(tree, devices.gather) for tree in (state, other)])
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -316,7 +332,7 @@ def run_four(expression):
 
 
 def test_on_four_devices():
-    assert run_four("not slow") == 8 + len(BAD_INPUT)
+    assert run_four("not slow") == 9 + len(BAD_INPUT)
 
 
 @pytest.mark.long
@@ -477,3 +493,35 @@ def test_the_end_of_one_process_ends_all(victim, number, tmp_path):
     assert seconds < 20
     assert "Traceback" not in texts[survivor]
     assert status == ("failed" if survivor == 0 else "running")  # nobody is left to say so
+
+
+@pytest.mark.slow
+def test_two_processes_resume_after_the_end_of_one(tmp_path):
+    long = dict(num_devices=0, total_timesteps=1600, checkpoint_interval=160)
+    folders = []
+    for name in ("whole", "killed"):
+        with two_processes([*command_line(tmp_path / name, **long), "--distributed"]) as processes:
+            until = time.monotonic() + 240
+            while name == "killed" and not list(tmp_path.glob("killed/*/checkpoints/0*")):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            if name == "killed":
+                processes[1].kill()
+            texts = outputs(processes)
+        assert [p.returncode for p in processes] == ([0, 0] if name == "whole" else [1, -9]), texts
+        folders += (tmp_path / name).iterdir()
+    step = checkpoints.newest(folders[1] / "checkpoints").host["run"]["step"]
+    assert 160 <= step < 1600
+    resume = [sys.executable, "flowrl_jax.py", "--resume", str(folders[1])]
+    alone = subprocess.run(
+        [*resume, "--no-distributed"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert alone.returncode == 2
+    assert "--distributed: False is in conflict" in alone.stderr
+    with two_processes(resume) as processes:
+        texts = outputs(processes)
+    assert [p.returncode for p in processes] == [0, 0], texts
+    assert f"{step:012d}" in texts[0]
+    assert_same([checkpoints.newest(folder / "checkpoints").load() for folder in folders])
+    rows = [(folder / "metrics.csv").read_text().splitlines() for folder in folders]
+    assert len(rows[0]) == len(rows[1]) == 1 + 10

@@ -466,6 +466,7 @@ def test_exit_code_and_one_line(error, code, says, capsys, monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Args:
         preset: str = "auto"
+        resume: str = ""
 
     monkeypatch.setattr(sys, "argv", ["program"])
     assert runs.exit_code(program, Args, {"cpu": {}}, ValueError) == code
@@ -480,19 +481,39 @@ class State:
     env: jax.Array
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    @dataclasses.dataclass
-    class Args:
-        env_id: str = "probe"
-        seed: int = 1
-        num_devices: int = 1
-        num_seeds: int = 1
-        num_envs: int = 1
-        batch_size: int = 1
-        total_timesteps: int = 30
-        eval_interval: int = 0
-        runs_dir: str = str(tmp_path)
+@dataclasses.dataclass
+class Args:
+    runs_dir: str
+    env_id: str = "probe"
+    seed: int = 1
+    num_devices: int = 1
+    num_seeds: int = 1
+    num_envs: int = 1
+    batch_size: int = 1
+    total_timesteps: int = 30
+    eval_interval: int = 0
+    checkpoint_interval: int = 0
+    keep_checkpoints: int = 2
+    checkpoint_replay: bool = True
+    on_nonfinite: str = "stop"
+    resume: str = ""
 
+
+def train(args, chunk, evaluation):
+    return runs.train(
+        [args],
+        "test",
+        steps_per_chunk=10,
+        states=[State(jnp.zeros(()), jnp.zeros(3))],
+        chunk=chunk,
+        train_envs=[mock.Mock(refresh=lambda env, index: env, success=None, engine="none")],
+        evaluation=evaluation,
+        save=lambda run, learner: None,
+        devices=parallel.Devices(args),
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     def chunk(state):
         # A policy loss that is nan because no policy step fell into the chunk is no fault.
         bad = state.learner == 1
@@ -501,53 +522,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         return State(state.learner + 1, state.env), metrics | {"charts/nonfinite_losses": 1.0 * bad}
 
     with pytest.raises(FloatingPointError, match=r"step 20, seed 1: losses/critic"):
-        runs.train(
-            [Args()],
-            "test",
-            steps_per_chunk=10,
-            states=[State(jnp.zeros(()), jnp.zeros(3))],
-            chunk=chunk,
-            train_envs=[mock.Mock(refresh=lambda env, index: env)],
-            evaluation=lambda learner, k, index: {},
-            save=lambda run, learner: None,
-            devices=parallel.Devices(Args()),
-        )
+        train(Args(str(tmp_path)), chunk, lambda learner, k, index: {})
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "failed"
 
 
 def test_seconds_count_evaluation_too(tmp_path):
-    @dataclasses.dataclass
-    class Args:
-        env_id: str = "probe"
-        seed: int = 1
-        total_timesteps: int = 30
-        eval_interval: int = 10
-        runs_dir: str = str(tmp_path)
-        num_devices: int = 1
-        num_seeds: int = 1
-        num_envs: int = 1
-        batch_size: int = 1
+    def chunk(state):
+        metrics = {"charts/updates": state.learner, "charts/episodic_return": 0.0}
+        return State(state.learner + 1, state.env), metrics
 
     def evaluation(learner, k, index):
         time.sleep(0.1)
         return {"sampled": np.zeros(1)}
 
     began = time.perf_counter()
-    code = runs.train(
-        [Args()],
-        "test",
-        steps_per_chunk=10,
-        states=[State(jnp.zeros(()), jnp.zeros(3))],
-        chunk=lambda state: (
-            State(state.learner + 1, state.env),
-            {"charts/updates": state.learner, "charts/episodic_return": 0.0},
-        ),
-        train_envs=[mock.Mock(refresh=lambda env, index: env, success=None)],
-        evaluation=evaluation,
-        save=lambda run, learner: None,
-        devices=parallel.Devices(Args()),
-    )
+    code = train(Args(str(tmp_path), eval_interval=10), chunk, evaluation)
     took = time.perf_counter() - began
     (folder,) = tmp_path.iterdir()
     seconds = [float(row["charts/seconds"]) for row in read_csv(folder)]

@@ -7,8 +7,9 @@
 It is equation (1) of flowrl_jax.py a second time, in float32; a test compares the two.
 """
 
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -23,6 +24,19 @@ def _dense_norm_elu(h: np.ndarray, p: dict[str, np.ndarray], k: int) -> np.ndarr
     h = h / np.sqrt(np.square(h).mean(-1, keepdims=True) + np.float32(1e-5))
     h = h * p[f"LayerNorm_{k}/scale"] + p[f"LayerNorm_{k}/bias"]
     return np.where(h > 0, h, np.expm1(np.minimum(h, 0)))
+
+
+def pack(params: Mapping, config: Mapping) -> bytes:
+    """The contents of `policy.npz`.
+
+    params: of the velocity field, {"params": {layer: {name: array}}}. config: the run's, whose
+    "args" have flow_steps and ode_solver.
+    """
+    layers = params["params"].items()
+    arrays = {f"{layer}/{name}": np.asarray(x) for layer, p in layers for name, x in p.items()}
+    file, args = io.BytesIO(), config["args"]
+    np.savez(file, **arrays, flow_steps=args["flow_steps"], ode_solver=args["ode_solver"])
+    return file.getvalue()
 
 
 def load(path: str | os.PathLike) -> Callable[..., np.ndarray]:

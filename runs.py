@@ -5,6 +5,7 @@ runs/{env_id}__{algorithm}__{seed}__{time}/
     metrics.csv            one row a log call; a cell is empty where a metric was not logged
     events.out.tfevents.*  the same for TensorBoard
     learning_curve.png     drawn by `plot_learning_curve`
+    wandb/                 what `--track` keeps on disk
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib.metadata
+import importlib.util
 import io
 import json
 import logging
@@ -46,6 +48,9 @@ CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "charts/episodic_return": ("training episodes", "#009E73"),
 }
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
+EVALUATION_EPISODES = 100  # what --eval-episodes is with --evaluate, unless given
+EVALUATION_FLAGS = ("evaluate", "eval_episodes", "engine", "seed", "num_threads", "warp_headroom")
+EVALUATION_FLAGS += ("capture_video",)
 STOP_GRACE = 3.0  # seconds that a second signal leaves Python to end before the process is ended
 
 
@@ -71,12 +76,19 @@ class Run:
         self._tensorboard = tensorboardX.SummaryWriter(str(folder), flush_secs=10)
         rows = "\n".join(f"|{name}|{value}|" for name, value in config["args"].items())
         self._tensorboard.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
+        self._tracker = None
+        if config["args"].get("track"):
+            try:
+                self._tracker = _start_tracking(self)
+            except RunError as error:
+                self.finish("failed", _one_line(error))
+                raise
 
     @classmethod
     def create(cls, runs_dir: Path, env_id: str, algorithm: str, seed: int, config: dict) -> "Run":
         """Makes a new folder in `runs_dir` and writes config.json, with `config` as its "args".
 
-        Raises RunError if the folder cannot be made.
+        Raises RunError if the folder cannot be made, or if Weights & Biases refuses "track".
         """
         name = f"{env_id}__{algorithm}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         name = re.sub(r"[^\w.=+-]+", "-", name)
@@ -101,6 +113,8 @@ class Run:
         """
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, float(value), step)
+        if self._tracker is not None:
+            self._tracker.log({k: float(v) for k, v in metrics.items()}, step=int(step))
         row = {"step": str(int(step))}
         row |= {name: format(float(value), ".9g") for name, value in metrics.items()}
         self._rows.append(row)
@@ -128,6 +142,8 @@ class Run:
         self._tensorboard.close()
         if self._csv is not None:
             self._csv.close()
+        if self._tracker is not None:
+            self._tracker.finish(exit_code=0 if status == "finished" else 1)
 
     def __enter__(self) -> "Run":
         return self
@@ -157,6 +173,39 @@ class Run:
 def _one_line(error: BaseException) -> str:
     """`Type: first line of the message`, at most 300 characters."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+
+
+def check_tracking() -> None:
+    """Raises RunError if Weights & Biases is not installed, or wants a login that it has not."""
+    if importlib.util.find_spec("wandb") is None:
+        pip = "`pip install -r requirements-optional.txt`, or this line of it alone"
+        raise RunError(f"--track: needs the package wandb; {pip}: wandb==0.31.0")
+    import wandb
+
+    offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
+    if not offline and not wandb.setup().settings.is_local and wandb.api.api_key is None:
+        fix = "`wandb login`, or WANDB_MODE=offline to keep it on disk"
+        raise RunError(f"--track: Weights & Biases has no API key; {fix}")
+
+
+def _start_tracking(run: Run):
+    """A run of Weights & Biases, in the folder of ours and with its name."""
+    import wandb
+
+    try:
+        tracker = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "flowrl_jax"),
+            name=run.folder.name,
+            dir=run.folder,
+            config=run.config["args"],
+            reinit="create_new",  # several seeds are several runs at once
+            settings=wandb.Settings(console="off", silent=True),  # progress is not to be captured
+        )
+    except (wandb.Error, OSError) as error:
+        raise RunError(f"--track: {_one_line(error)}; WANDB_MODE=offline needs no server") from None
+    run.config["wandb"] = tracker.id
+    run._write_config()
+    return tracker
 
 
 def check_writable(runs_dir: Path) -> None:
@@ -484,29 +533,81 @@ def parse_args(
       kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
       presets: preset name -> the fields that it changes.
       automatic: the preset that "auto" stands for on this machine.
-      arguments: the command line without the program's name; None takes this process's.
+      arguments: the command line without the program's name; None takes this process's. With
+        --evaluate FOLDER the run in that folder takes the preset's place.
 
     Raises:
-      RunError: an unknown preset or flag, or a value that does not parse.
+      RunError: an unknown preset or flag, or a value that does not parse; with --evaluate also a
+        folder without a run, or a flag that its run has settled.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="auto", nargs="?")
-    name = chooser.parse_known_args(arguments)[0].preset
+    chooser.add_argument("--evaluate", nargs="?", const="")
+    chosen = chooser.parse_known_args(arguments)[0]
+    name = chosen.preset
     if name not in ("auto", *presets):
         name = "nothing" if name is None else repr(name)
         raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
+    if chosen.evaluate is not None:
+        return _evaluation_args(kind, arguments, chosen.evaluate)
     name = automatic if name == "auto" else name
     default = dataclasses.replace(kind(), **presets[name])
+    return dataclasses.replace(_parse(kind, arguments, default), preset=name)
+
+
+def _evaluation_args(kind: type, arguments: list[str], folder: str):
+    """The arguments of the run in `folder`, with EVALUATION_FLAGS from the command line."""
+    if not folder:
+        raise RunError("--evaluate: needs a run folder")
+    try:
+        default = read_args(kind, folder)
+    except RunError as error:
+        raise RunError(f"--evaluate: {error}") from None
+    fresh = dict(evaluate=folder, eval_episodes=EVALUATION_EPISODES, capture_video=False)
+    default = dataclasses.replace(default, **fresh)
+    args = _parse(kind, arguments, default)
+    for name in (field.name for field in dataclasses.fields(kind)):
+        value = getattr(args, name)
+        if name not in EVALUATION_FLAGS and value != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            raise RunError(f"{flag}: --evaluate takes it from the run folder; leave it out")
+    return args
+
+
+def read_args(kind: type, folder: str | Path):
+    """The arguments that a run was made with, from its config.json, as the dataclass `kind`.
+
+    Raises RunError if there are none, or if another version of this program wrote them.
+    """
+    try:
+        args = json.loads(Path(folder, "config.json").read_text())["args"]
+        own = dataclasses.asdict(kind())
+        unknown = [name for name in args if name not in own]
+        wrong = [k for k in args if k in own and not _same_kind(args[k], own[k])]
+        if unknown or wrong:
+            which = ", ".join(unknown or wrong)
+            raise RunError(f"{folder}: config.json is another version's or damaged: {which}")
+        return kind(**args)
+    except OSError as error:
+        raise RunError(f"{folder} is no run folder: config.json: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{folder}: config.json is damaged ({_one_line(error)})") from None
+
+
+def _same_kind(value, own) -> bool:
+    return type(value) is type(own) or (type(own) is float and type(value) is int)
+
+
+def _parse(kind: type, arguments: list[str], default):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            args = tyro.cli(kind, args=arguments, default=default)
+            return tyro.cli(kind, args=arguments, default=default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise RunError(_first_sentence(complaint.getvalue())) from None
-    return dataclasses.replace(args, preset=name)
 
 
 def _first_sentence(boxed: str) -> str:
@@ -571,6 +672,8 @@ def describe(args, env, networks: dict, state, devices: parallel.Devices) -> str
     """
     if devices.is_main:
         check_writable(Path(args.runs_dir))
+        if args.track:
+            check_tracking()
     copies, replay_data = args.num_seeds, state.replay.data
     gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
@@ -605,6 +708,7 @@ def train(
     evaluation,
     save,
     devices: parallel.Devices,
+    watch=None,
 ) -> int:
     """Trains K runs, a seed each, chunk after chunk. Returns the exit code.
 
@@ -627,6 +731,7 @@ def train(
       evaluation: (learner, k, index) -> name -> returns of some episodes, an array.
       save: (run, learner) -> None.
       devices: what to train on.
+      watch: (arguments, run folder) -> None, called of each finished run that has capture_video.
 
     Raises:
       RunError: a folder cannot be made.
@@ -695,6 +800,9 @@ def train(
             save(run, learner(k))
             plot_learning_curve(run.folder)
             run.finish("interrupted" if stop.requested else "finished")
+    for one, run in zip(each, folders, strict=devices.is_main):
+        if watch and one.capture_video and not stop.requested:  # who stops a run does not wait
+            watch(one, run.folder)
     devices.agree(0)  # the processes leave together
     return stop.exit_code
 

@@ -242,10 +242,9 @@ def evaluate(args, load_policy: Callable[[str], Act]) -> int:
 def make_env(args, num_envs: int, seed: int, engine: str) -> envs.VectorEnv:
     """Environments to evaluate in. Raises UsageError, also where there is no original."""
     if args.engine == ORIGINAL and (":" in args.env_id or args.env_id.startswith("h1-")):
-        whose = "HumanoidBench's" if args.env_id.startswith("h1-") else "another library's"
-        raise envs.UsageError(
-            f"--engine: {args.env_id} is {whose}, and dm_control has no such task; leave --engine out"
-        )
+        whose = "another library's" if ":" in args.env_id else "HumanoidBench's"
+        text = f"{args.env_id} is {whose}, dm_control has no such task; leave the flag out"
+        raise envs.UsageError(f"--engine: {text}")
     try:
         return envs.make(args.env_id, num_envs, engine, seed, args.num_threads, args.warp_headroom)
     except envs.UsageError as error:
@@ -344,9 +343,10 @@ def film(path: Path, motion: Motion) -> str | None:
     """
     if importlib.util.find_spec("av") is None:
         return "the package av is missing; `pip install -r requirements.txt`"
-    wanted = os.environ.get("MUJOCO_GL", "").lower()
-    backends = dict.fromkeys([*([wanted] if wanted in ("egl", "osmesa", "glfw") else []), *BACKENDS])
-    reasons = []
+    asked, reasons = os.environ.get("MUJOCO_GL", "").lower(), []
+    backends = dict.fromkeys(
+        (asked, *BACKENDS) if asked == "glfw" or asked in BACKENDS else BACKENDS
+    )
     with tempfile.TemporaryDirectory() as scratch:
         model, qpos, video = (str(Path(scratch, name)) for name in ("m.mjb", "q.npy", "v.mp4"))
         mujoco.mj_saveModel(motion.model, model)

@@ -13,7 +13,6 @@ import contextlib
 import csv
 import dataclasses
 import importlib.metadata
-import importlib.util
 import io
 import json
 import logging
@@ -177,13 +176,13 @@ def _one_line(error: BaseException) -> str:
 
 def check_tracking() -> None:
     """Raises RunError if Weights & Biases is not installed, or wants a login that it has not."""
-    if importlib.util.find_spec("wandb") is None:
-        pip = "`pip install -r requirements-optional.txt`, or this line of it alone"
-        raise RunError(f"--track: needs the package wandb; {pip}: wandb==0.31.0")
-    import wandb
-
+    try:
+        import wandb
+    except ImportError:
+        pip = "`pip install wandb==0.31.0`"
+        raise RunError(f"--track: needs the package wandb; {pip}") from None
     offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
-    if not offline and not wandb.setup().settings.is_local and wandb.api.api_key is None:
+    if not offline and not wandb.login(prompt=False):
         fix = "`wandb login`, or WANDB_MODE=offline to keep it on disk"
         raise RunError(f"--track: Weights & Biases has no API key; {fix}")
 

@@ -866,7 +866,7 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
         enable_compilation_cache()
         return main(args)
     except (RunError, parallel.UsageError, *bad_input) as error:
-        code, text = 2, f"error: {error}"
+        code, text = 2, " ".join(f"error: {error}".splitlines())  # a file's name may have several
     except FloatingPointError as error:
         code, text = 1, f"error: {error}; what was saved before stands in the run folder"
     except KeyboardInterrupt as error:
@@ -883,6 +883,5 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
 
 def _asks_for_hosts() -> bool:
     """Whether the command line has --distributed: JAX wants to know before it starts a device."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--distributed", action=argparse.BooleanOptionalAction, default=False)
-    return parser.parse_known_args()[0].distributed
+    asked = [word for word in sys.argv[1:] if word in ("--distributed", "--no-distributed")]
+    return asked[-1:] == ["--distributed"]  # argparse would exit over --distributed=-1

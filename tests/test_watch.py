@@ -28,8 +28,8 @@ TINY = dict(env_id="cartpole-balance", hidden_size=8, num_envs=2, eval_episodes=
 
 
 @pytest.fixture(autouse=True)
-def few_steps_to_compile(monkeypatch):
-    """No compilation cache of the user's is touched."""
+def no_cache_of_the_user(monkeypatch):
+    """Programs go where conftest.py says."""
     monkeypatch.setattr(runs, "enable_compilation_cache", lambda: None)
 
 
@@ -170,42 +170,29 @@ def test_success_is_a_share_with_its_interval():
 
 
 def test_evaluation_is_added_to_the_run_folder(tmp_path, monkeypatch, capsys):
-    folder = saved_run(tmp_path)
-    flags = ["--evaluate", folder, "--eval-episodes", 4, "--num-threads", 1]
-    assert command(*flags, monkeypatch=monkeypatch) == 0
+    folder, calls = saved_run(tmp_path), [("native", 3), ("native", 3), ("dm_control", 3)]
+    flags = ["--evaluate", folder, "--eval-episodes", 2, "--num-threads", 1, "--seed", 3]
+    for engine, _ in calls:
+        assert command(*flags, "--engine", engine, monkeypatch=monkeypatch) == 0
     shown = capsys.readouterr().out
-    assert command(*flags, "--engine", "dm_control", "--seed", 9, monkeypatch=monkeypatch) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
+    assert list(tmp_path.iterdir()) == [folder]
     with (folder / "evaluation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     records = json.loads((folder / "evaluation.json").read_text())
     for row, record in zip(rows, records, strict=True):
         assert float(row["mean"]) == record["mean"] == pytest.approx(np.mean(record["returns"]))
-        assert len(record["returns"]) == int(row["episodes"]) == 4
+        assert len(record["returns"]) == int(row["episodes"]) == 2
         assert float(row["low"]) < float(row["mean"]) < float(row["high"])
         assert row["jax"] == jax.__version__
         assert row["mujoco"] == mujoco.__version__
-    names = [(row["engine"], row["seed"], row["x0"]) for row in rows]
-    expected = [("native", "3"), ("dm_control", "9")]
-    kinds = ("sampled", "deterministic")
-    assert names == [(*pair, kind) for pair in expected for kind in kinds]
-    assert f"{float(rows[0]['mean']):.1f}" in shown
+        assert f"{record['mean']:.1f}" in shown
     assert "95% interval" in shown
-
-
-def test_one_seed_has_the_same_numbers_whatever_the_engine(tmp_path, monkeypatch):
-    folder = saved_run(tmp_path)
-    flags = ["--evaluate", folder, "--eval-episodes", 3, "--num-threads", 1]
-    for engine in ("native", "native", "dm_control"):
-        assert command(*flags, "--engine", engine, monkeypatch=monkeypatch) == 0
-    sampled, x0_is_0 = [
-        [r["returns"] for r in json.loads((folder / "evaluation.json").read_text())[k::2]]
-        for k in (0, 1)
-    ]
-    assert sampled[0] == sampled[1]
-    assert x0_is_0[0] == x0_is_0[1]
+    names = [(row["engine"], int(row["seed"]), row["x0"]) for row in rows]
+    assert names == [(*call, kind) for call in calls for kind in ("sampled", "deterministic")]
+    first, again, original = (records[k : k + 2] for k in (0, 2, 4))
+    assert [r["returns"] for r in first] == [r["returns"] for r in again], "a seed repeats"
     # An untrained policy lets the pole fall, which doubles a difference many times: first digits.
-    np.testing.assert_allclose(x0_is_0[0], x0_is_0[2], rtol=0.05)
+    np.testing.assert_allclose(first[1]["returns"], original[1]["returns"], rtol=0.05)
 
 
 def damage(name: str, data: bytes | None):
@@ -277,10 +264,10 @@ def test_the_original_is_for_evaluation_only():
 
 
 def test_evaluation_takes_100_episodes_and_the_rest_from_the_run(tmp_path):
-    folder = saved_run(tmp_path, hidden_size=24, flow_steps=3, engine="mjx", gamma=0.9)
+    folder = saved_run(tmp_path, hidden_size=64, flow_steps=3, engine="mjx", gamma=0.9)
     flags = ["--evaluate", str(folder)]
     args = runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags)
-    assert (args.eval_episodes, args.hidden_size, args.flow_steps) == (100, 24, 3)
+    assert (args.eval_episodes, args.hidden_size, args.flow_steps) == (100, 64, 3)
     assert (args.engine, args.gamma, args.seed) == ("mjx", 0.9, 3)
     args = runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", [*flags, "--engine", "native"])
     assert args.engine == "native"
@@ -290,26 +277,32 @@ def test_evaluation_takes_100_episodes_and_the_rest_from_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("solver", "steps", "width"),
-    [("euler", 1, 512), ("euler", 3, 64), ("midpoint", 2, 64), ("rk4", 2, 64)],
+    ("solver", "steps", "width", "tolerance"),
+    [
+        ("euler", 1, 512, 4e-6),  # both are 2e-6 from what float64 gives
+        ("euler", 3, 64, 1e-6),
+        ("midpoint", 2, 64, 1e-6),
+        ("rk4", 2, 64, 1e-6),
+    ],
 )
-def test_numpy_policy_is_the_jax_one(solver, steps, width, tmp_path):
+def test_numpy_policy_is_the_jax_one(solver, steps, width, tolerance, tmp_path):
     folder = saved_run(tmp_path, hidden_size=width, ode_solver=solver, flow_steps=steps)
     ours, act = numpy_policy.load(folder / "policy.npz"), flowrl.load_policy(folder)
     obs = 3 * np.random.default_rng(0).standard_normal((50, 5)).astype(np.float32)
     actions = ours(obs)
     assert actions.dtype == np.float32
-    np.testing.assert_allclose(actions, act(obs), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(actions, act(obs), rtol=0, atol=tolerance)
     assert np.std(actions) > 0.01
-    np.testing.assert_allclose(ours(obs[0]), actions[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours(obs[0]), actions[0], rtol=0, atol=tolerance)
 
 
 def test_numpy_policy_samples_x0_as_the_jax_one(tmp_path):
     folder = saved_run(tmp_path)
     ours, act = numpy_policy.load(folder / "policy.npz"), flowrl.load_policy(folder)
     obs = np.tile(np.linspace(-1, 1, 5, dtype=np.float32), (20_000, 1))
-    theirs = act(obs, jax.random.key(0))[:, 0]
-    samples = ours(obs, np.random.default_rng(0))[:, 0]
+    # Rounded: where x0 was clipped the values are all one, but for the last digit.
+    theirs = np.round(act(obs, jax.random.key(0))[:, 0], 5)
+    samples = np.round(ours(obs, np.random.default_rng(0))[:, 0], 5)
     assert scipy.stats.ks_2samp(samples, theirs).pvalue > 0.001
     share = np.mean(samples == samples.max())  # where the normal is clipped to 1
     assert share == pytest.approx(scipy.stats.norm.sf(1), abs=0.01)
@@ -437,7 +430,7 @@ def test_missing_packages_and_unwritable_folders_are_one_line(
     watch._tell_film(tmp_path / "a.mp4", None, "brax:ant")
     (tmp_path / "videos").write_text("a file where the folder should be")
     monkeypatch.setattr(
-        watch, "_draw", lambda command, _: Path(command[4]).write_bytes(b"") and None
+        watch, "_draw", lambda command, _: Path(command[4]).write_bytes(b"") or None
     )
     watch._tell_film(tmp_path / "videos" / "a.mp4", motion, "cartpole-balance")
     monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: None)

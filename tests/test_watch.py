@@ -49,6 +49,7 @@ def command(*flags: str, monkeypatch) -> int:
     return runs.exit_code(flowrl.main, flowrl.Args, flowrl.PRESETS, envs.UsageError)
 
 
+@jax.jit
 def balance(obs, key=None):
     """A policy by hand that holds the pole: (B, 5) -> (B, 1); with a key, with noise."""
     gains = jnp.array([0.3, 0.0, 6.0, 0.6, 1.5])
@@ -56,6 +57,7 @@ def balance(obs, key=None):
     return jnp.tanh(obs @ gains + noise)[:, None]
 
 
+@jax.jit
 def swim(obs, key=None):
     """Something smooth for the fish, each of whose episodes has a target: (B, 24) -> (B, 5)."""
     return 0.5 * jnp.sin(obs[:, :5])
@@ -301,8 +303,8 @@ def test_numpy_policy_samples_x0_as_the_jax_one(tmp_path):
     ours, act = numpy_policy.load(folder / "policy.npz"), flowrl.load_policy(folder)
     obs = np.tile(np.linspace(-1, 1, 5, dtype=np.float32), (20_000, 1))
     # Rounded: where x0 was clipped the values are all one, but for the last digit.
-    theirs = np.round(act(obs, jax.random.key(0))[:, 0], 5)
-    samples = np.round(ours(obs, np.random.default_rng(0))[:, 0], 5)
+    theirs = np.round(np.asarray(act(obs, jax.random.key(0)), np.float64)[:, 0], 5)
+    samples = np.round(ours(obs, np.random.default_rng(0)).astype(np.float64)[:, 0], 5)
     assert scipy.stats.ks_2samp(samples, theirs).pvalue > 0.001
     share = np.mean(samples == samples.max())  # where the normal is clipped to 1
     assert share == pytest.approx(scipy.stats.norm.sf(1), abs=0.01)

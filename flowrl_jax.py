@@ -18,7 +18,6 @@ Paper: Lv et al., arXiv 2506.12811 (https://arxiv.org/abs/2506.12811). Unofficia
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +34,11 @@ from flax.training.train_state import TrainState as Network  # params, opt_state
 from jax import Array
 
 import envs
+import numpy_policy
 import parallel
 import replay
 import runs
+import watch
 
 MAX_INT, EVAL_SEED = 2**30, 1_000_003  # largest size and count, int32 with room to add; offset
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
@@ -61,6 +62,9 @@ class Args:
     num_threads: int = 0  # threads of engine native; 0: all cores
     warp_headroom: float = envs.HEADROOM  # buffers of engine warp, over what random play needed
     runs_dir: str = "runs"  # folder in which the run's folder is made
+    evaluate: str = ""  # a run folder: evaluates its policy, also with --engine dm_control
+    capture_video: bool = False  # an mp4 of an episode, after training or with --evaluate
+    track: bool = False  # metrics also to Weights & Biases; WANDB_MODE=offline: on disk only
     log_interval: int = 1_000  # environment steps between log rows: one compiled train_chunk
     eval_interval: int = 10_000  # environment steps between evaluations; 0: only at the end
     eval_episodes: int = 10  # episodes of each evaluation: sampled x0 and x0 = 0, each
@@ -234,9 +238,7 @@ def draw_update_noise(key: Array, batch_size: int, action_size: int) -> UpdateNo
     return UpdateNoise(x0(next_key), x0(policy_key), x0(flow_key), t)
 
 
-def ode_rollout(
-    velocity: Callable[[Array, Array], Array], x0: Array, num_steps: int, solver: str
-) -> Array:
+def ode_rollout(velocity: Callable, x0: Array, num_steps: int, solver: str) -> Array:
     """Equation (1) up to x_N: integrates dx/dt = velocity(x, t) from t = 0 to 1 in equal steps.
 
     velocity: (..., A), (..., 1) -> (..., A). x0: (..., A). solver: euler, midpoint or rk4.
@@ -313,16 +315,16 @@ def proximal_weight(q_behaviour: Array, q_policy: Array, args: Args) -> Array:
 
 
 def policy_loss(
-    params: Params, phi: Params, batch: Transition, q_beta: Array, noise: UpdateNoise, args: Args
+    theta: Params, phi: Params, batch: Transition, q_beta: Array, noise: UpdateNoise, args: Args
 ) -> tuple[Array, Metrics]:
     """Equation (6): Q-maximisation, and the weighted flow-matching term that bounds W2."""
     phi = jax.lax.stop_gradient(phi)
-    action = policy_action(params, batch.obs, noise.x0_policy, args)
+    action = policy_action(theta, batch.obs, noise.x0_policy, args)
     q_policy = jnp.min(twin_q(phi, batch.obs, action, args), axis=0)
     weight = proximal_weight(q_beta, q_policy, args)
     x_0, t = noise.x0_flow, noise.t
     x_t = t * batch.action + (1.0 - t) * x_0
-    error = velocity_field(params, batch.obs, x_t, t, args) - (batch.action - x_0)
+    error = velocity_field(theta, batch.obs, x_t, t, args) - (batch.action - x_0)
     flow = jnp.mean(error**2, axis=-1)
     chex.assert_equal_shape([q_policy, weight, flow])
     per_sample = args.w2_weighting == "per_sample"
@@ -339,12 +341,10 @@ def gradient_step(network: Network, loss: Callable[[Params], tuple[Array, Any]])
     return network.apply_gradients(grads=gradient), value, info
 
 
-def update(
-    state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args
-) -> tuple[LearnerState, Metrics]:
+def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args):
     """One update: (2), (3), (4), and on updates 0, 2, 4 ... (6) and the targets.
 
-    On the others the metrics `losses/policy*` are zero.
+    Returns the learner and its metrics, of which on the others `losses/policy*` are zero.
     """
     a_next = policy_action(state.velocity_field.params, batch.next_obs, noise.x0_next, args)
     q_next = twin_q(state.target_critic, batch.next_obs, a_next, args).min(axis=0)
@@ -366,8 +366,7 @@ def update(
     def policy_step(policy_and_targets: tuple[Network, tuple[Params, Params]]):
         policy, targets = policy_and_targets
         policy, _, metrics = gradient_step(
-            policy,
-            lambda theta: policy_loss(theta, critic.params, batch, q_behaviour, noise, args),
+            policy, lambda theta: policy_loss(theta, critic.params, batch, q_behaviour, noise, args)
         )
         return (policy, optax.incremental_update(online, targets, args.target_tau)), metrics
 
@@ -411,11 +410,9 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
     after = env.step(state.env, action)
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
-    updates = functools.partial(learn, learn_key, ring=ring, args=args)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    learner, metrics = only_if(learns, updates, state.learner)
-    done = after.terminated | after.truncated
-    returns = state.episode_return + after.reward
+    learner, metrics = only_if(learns, lambda s: learn(learn_key, s, ring, args), state.learner)
+    done, returns = after.terminated | after.truncated, state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)
     metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
     metrics["charts/nonfinite_rewards"] = jnp.sum(~jnp.isfinite(after.reward))
@@ -486,9 +483,8 @@ def load_policy(folder: str | Path) -> Callable[..., Array]:
 
     With a key x0 is sampled as in training; without, x0 = 0.
     """
-    args = Args(**json.loads(Path(folder, "config.json").read_text())["args"])
-    params = flax.serialization.msgpack_restore(Path(folder, "params.msgpack").read_bytes())
-    theta = params["velocity_field"]
+    args, data = runs.read_args(Args, folder), Path(folder, "params.msgpack").read_bytes()
+    theta = flax.serialization.msgpack_restore(data)["velocity_field"]
     action_size = theta["params"]["Dense_2"]["bias"].shape[0]
 
     @jax.jit
@@ -501,14 +497,17 @@ def load_policy(folder: str | Path) -> Callable[..., Array]:
 
 
 def save_params(run: runs.Run, learner: LearnerState) -> Path:
-    """Writes the parameters of all networks, online and target, to `params.msgpack`."""
+    """Writes all networks, online and target, to `params.msgpack`, the policy to `policy.npz`."""
+    run.save_bytes("policy.npz", numpy_policy.pack(learner.velocity_field.params, run.config))
     params = {name: getattr(net, "params", net) for name, net in vars(learner).items()}
     return run.save_bytes("params.msgpack", flax.serialization.to_bytes(params))
 
 
 # ------------------------------------------------------------------------------------------- main
 def main(args: Args) -> int:
-    """Trains as `args` say; returns the exit code. Raises RunError, UsageError for bad input."""
+    """Trains or evaluates as `args` say; returns the exit code. Bad input: RunError, UsageError."""
+    if args.evaluate:
+        return watch.evaluate(args, load_policy)
     check = functools.partial(runs.check_bounds, args)
     check(1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
     check(1, 1024, "num_seeds", "updates_per_step", "flow_steps")
@@ -543,6 +542,7 @@ def main(args: Args) -> int:
         evaluation=evaluation,
         save=save_params,
         devices=devices,
+        watch=lambda one, folder: watch.film_policy(folder, one, load_policy(folder)),
     )
 
 

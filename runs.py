@@ -6,6 +6,7 @@ runs/{env_id}__{algorithm}__{seed}__{time}/
     events.out.tfevents.*  the same for TensorBoard
     learning_curve.png     drawn by `plot_learning_curve`
     checkpoints/           what `--resume` goes on from; see checkpoints.py
+    wandb/                 what `--track` keeps on disk
 """
 
 import argparse
@@ -56,10 +57,14 @@ CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "charts/episodic_return": ("training episodes", "#009E73"),
 }
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
+EVALUATION_EPISODES = 100  # what --eval-episodes is with --evaluate, unless given
+EVALUATION_FLAGS = ("evaluate", "eval_episodes", "engine", "seed", "num_threads", "warp_headroom")
+EVALUATION_FLAGS += ("capture_video",)
 STOP_GRACE = 3.0  # seconds that a second signal leaves Python to end before the process is ended
 # Arguments that a resume may change: none of them changes what a step does.
 CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "runs_dir", "on_nonfinite"}
 CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints", "resume"}
+CHANGEABLE |= {"track", "capture_video"}
 # What depends on the machine too and has to be the same when a run goes on, by the flag for it.
 ALIKE = {"engine": "engine {}", "num_devices": "{} devices", "distributed": "{} processes"}
 ALIKE |= {"log_interval": "{} steps a chunk"}
@@ -94,12 +99,19 @@ class Run:
             self._columns = list(dict.fromkeys(name for row in self._rows for name in row))
             self._columns = self._columns or ["step"]
             self._rewrite_csv()
+        self._tracker = None
+        if config["args"].get("track"):
+            try:
+                self._tracker = _start_tracking(self)
+            except RunError as error:
+                self.finish("failed", _one_line(error))
+                raise
 
     @classmethod
     def create(cls, runs_dir: Path, env_id: str, algorithm: str, seed: int, config: dict) -> "Run":
         """Makes a new folder in `runs_dir` and writes config.json, with `config` as its "args".
 
-        Raises RunError if the folder cannot be made.
+        Raises RunError if the folder cannot be made, or if Weights & Biases refuses "track".
         """
         name = f"{env_id}__{algorithm}__{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
         name = re.sub(r"[^\w.=+-]+", "-", name)
@@ -181,6 +193,8 @@ class Run:
             if self._csv is not None:
                 self._csv.close()
             os.close(self._lock)
+            if self._tracker is not None:
+                self._tracker.finish(exit_code=0 if status == "finished" else 1)
 
     def __enter__(self) -> "Run":
         return self
@@ -261,13 +275,32 @@ def lock(folder: Path, shared: bool = False) -> int:
     return descriptor
 
 
-def read_config(folder: Path) -> dict:
-    """What config.json of a run holds. Raises RunError, naming --resume, if there is none."""
+def read_config(folder: str | Path) -> dict:
+    """What config.json of a run holds. Raises RunError if there is none that can be read."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-        return {"args": config["args"], "status": config["status"]} | config
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"--resume: '{folder}' is no run's folder: no config.json to read") from None
+        config = json.loads(Path(folder, "config.json").read_text())
+        return {"args": dict(config["args"]), "status": config["status"]} | config
+    except OSError as error:
+        raise RunError(f"'{folder}' is no run folder: config.json: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunError(f"'{folder}': config.json is damaged ({_one_line(error)})") from None
+
+
+def read_args(kind: type, folder: str | Path):
+    """The arguments that a run was made with, from its config.json, as the dataclass `kind`.
+
+    Raises RunError if there are none, or if another version of this program wrote them.
+    """
+    args, own = read_config(folder)["args"], dataclasses.asdict(kind())
+    wrong = [name for name in args if name not in own or not _same_kind(args[name], own[name])]
+    if wrong:
+        which = ", ".join(wrong)
+        raise RunError(f"'{folder}': config.json is another version's or damaged: {which}")
+    return kind(**args)
+
+
+def _same_kind(value, own) -> bool:
+    return type(value) is type(own) or (type(own) is float and type(value) is int)
 
 
 def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
@@ -281,6 +314,41 @@ def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
 def _one_line(error: BaseException) -> str:
     """`Type: first line of the message`, at most 300 characters."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+
+
+def check_tracking() -> None:
+    """Raises RunError if Weights & Biases is not installed, or wants a login that it has not."""
+    try:
+        import wandb
+    except ImportError:
+        pip = "`pip install wandb==0.31.0`"
+        raise RunError(f"--track: needs the package wandb; {pip}") from None
+    offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
+    if not offline and not wandb.login(prompt=False):
+        fix = "`wandb login`, or WANDB_MODE=offline to keep it on disk"
+        raise RunError(f"--track: Weights & Biases has no API key; {fix}")
+
+
+def _start_tracking(run: Run):
+    """A run of Weights & Biases, in the folder of ours and with its name."""
+    import wandb
+
+    try:
+        tracker = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "flowrl_jax"),
+            name=run.folder.name,
+            id=run.config.get("wandb"),  # a resume goes on with the same
+            resume="allow",
+            dir=run.folder,
+            config=run.config["args"],
+            reinit="create_new",  # several seeds are several runs at once
+            settings=wandb.Settings(console="off", silent=True),  # progress is not to be captured
+        )
+    except (wandb.Error, OSError) as error:
+        raise RunError(f"--track: {_one_line(error)}; WANDB_MODE=offline needs no server") from None
+    run.config["wandb"] = tracker.id
+    run._write_config()
+    return tracker
 
 
 def check_writable(runs_dir: Path) -> None:
@@ -610,25 +678,51 @@ def parse_args(
       kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
       presets: preset name -> the fields that it changes.
       automatic: the preset that "auto" stands for on this machine.
-      arguments: the command line without the program's name; None takes this process's.
+      arguments: the command line without the program's name; None takes this process's. With
+        --evaluate FOLDER the run in that folder takes the preset's place.
 
     Raises:
-      RunError: an unknown preset or flag, a value that does not parse, or a resume that cannot be.
+      RunError: an unknown preset or flag, a value that does not parse, a folder without a run, or a
+        flag that the run to resume or to evaluate has settled.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="auto", nargs="?")
     chooser.add_argument("--resume", nargs="?")
+    chooser.add_argument("--evaluate", nargs="?", const="")
     chosen = chooser.parse_known_args(arguments)[0]
+    if chosen.resume and chosen.evaluate is not None:
+        raise RunError("--resume: trains, --evaluate does not; leave one of them out")
     if chosen.resume:
         return _parse_resume(kind, Path(chosen.resume), arguments)
     name = chosen.preset
     if name not in ("auto", *presets):
         name = "nothing" if name is None else repr(name)
         raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
+    if chosen.evaluate is not None:
+        return _evaluation_args(kind, arguments, chosen.evaluate)
     name = automatic if name == "auto" else name
     default = dataclasses.replace(kind(), **presets[name])
     return dataclasses.replace(_parse(kind, arguments, default), preset=name)
+
+
+def _evaluation_args(kind: type, arguments: list[str], folder: str):
+    """The arguments of the run in `folder`, with EVALUATION_FLAGS from the command line."""
+    if not folder:
+        raise RunError("--evaluate: needs a run folder")
+    try:
+        default = read_args(kind, folder)
+    except RunError as error:
+        raise RunError(f"--evaluate: {error}") from None
+    fresh = dict(evaluate=folder, eval_episodes=EVALUATION_EPISODES, capture_video=False)
+    default = dataclasses.replace(default, **fresh)
+    args = _parse(kind, arguments, default)
+    for name in (field.name for field in dataclasses.fields(kind)):
+        value = getattr(args, name)
+        if name not in EVALUATION_FLAGS and value != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            raise RunError(f"{flag}: --evaluate takes it from the run folder; leave it out")
+    return args
 
 
 def _parse(kind: type, arguments: list[str], default):
@@ -649,14 +743,13 @@ def _parse_resume(kind: type, folder: Path, arguments: list[str]):
     Raises RunError: it is no run's folder, it has no checkpoint, is finished or at work, or a flag
     is in conflict with what the run was begun with. Nothing is written.
     """
-    config = read_config(folder)
-    unknown = set(config["args"]) - {field.name for field in dataclasses.fields(kind)}
-    if unknown:
-        name = sorted(unknown)[0]
-        raise RunError(f"--resume: '{folder}' is of another version: it has an argument {name}")
+    try:
+        status, was = read_config(folder)["status"], read_args(kind, folder)
+    except RunError as error:
+        raise RunError(f"--resume: {error}") from None
     # Of several seeds each has its folder, and goes on alone.
     own = dict(num_seeds=1, resume=str(folder), runs_dir=str(folder))
-    was = dataclasses.replace(kind(**config["args"]), **own)
+    was = dataclasses.replace(was, **own)
     args = _parse(kind, arguments, was)
     args = dataclasses.replace(args, resume=was.resume, runs_dir=was.runs_dir)
     for name, before in dataclasses.asdict(was).items():
@@ -669,7 +762,7 @@ def _parse_resume(kind: type, folder: Path, arguments: list[str]):
             text = f"{value} is in conflict with the run in '{folder}', which has {before}"
             raise RunError(f"{flag}: {text}; leave it out, or begin a new run without --resume")
         args = args if value != "auto" else dataclasses.replace(args, **{name: before})
-    if config["status"] == "finished" and args.total_timesteps == was.total_timesteps:
+    if status == "finished" and args.total_timesteps == was.total_timesteps:
         steps = f"all of its {_number(was.total_timesteps)} steps"
         fix = "for more of them raise --total-timesteps"
         raise RunError(f"--resume: the run in '{folder}' has finished {steps}; {fix}")
@@ -741,6 +834,8 @@ def describe(args, env, networks: dict, state, devices: parallel.Devices) -> str
     """
     if devices.is_main:
         check_writable(Path(args.runs_dir))
+        if args.track:
+            check_tracking()
     copies, replay_data = args.num_seeds, state.replay.data
     check_memory(state.learner, "--hidden-size", copies)
     gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
@@ -776,6 +871,7 @@ def train(
     evaluation,
     save,
     devices: parallel.Devices,
+    watch=None,
 ) -> int:
     """Trains K runs, a seed each, chunk after chunk. Returns the exit code.
 
@@ -800,6 +896,7 @@ def train(
       evaluation: (learner, k, index) -> name -> returns of some episodes, an array.
       save: (run, learner) -> None.
       devices: what to train on.
+      watch: (arguments, run folder) -> None, called of each finished run that has capture_video.
 
     Raises:
       RunError: a folder cannot be made, or a run not be resumed.
@@ -882,6 +979,9 @@ def train(
             run.finish("interrupted" if stop.requested else "finished")
     if stop.requested:
         keeper.tell_how_to_resume(at.step)
+    for one, run in zip(each, folders, strict=devices.is_main):
+        if watch and one.capture_video and not stop.requested:  # who stops a run does not wait
+            watch(one, run.folder)
     devices.agree(0)  # the processes leave together
     return stop.exit_code
 
@@ -1091,7 +1191,7 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
         enable_compilation_cache()
         return main(args)
     except (RunError, parallel.UsageError, *bad_input) as error:
-        code, text = 2, f"error: {error}"
+        code, text = 2, " ".join(f"error: {error}".splitlines())  # a file's name may have several
     except (FloatingPointError, checkpoints.SaveError) as error:
         code, text = 1, f"error: {error}"
     except KeyboardInterrupt as error:
@@ -1113,10 +1213,13 @@ def _asks_for_hosts() -> bool:
 
     JAX wants to know before it starts a device.
     """
+    asked = [word for word in sys.argv[1:] if word in ("--distributed", "--no-distributed")]
+    if asked:  # by hand: argparse would exit over --distributed=-1
+        return asked[-1] == "--distributed"
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--distributed", action=argparse.BooleanOptionalAction)
     parser.add_argument("--resume", nargs="?")
-    asked = parser.parse_known_args()[0]
-    if asked.distributed is None and asked.resume:
-        return bool(read_config(Path(asked.resume))["args"].get("distributed"))
-    return bool(asked.distributed)
+    folder = parser.parse_known_args()[0].resume
+    try:
+        return bool(folder) and bool(read_config(folder)["args"].get("distributed"))
+    except RunError:  # parse_args tells
+        return False

@@ -22,6 +22,7 @@ KINDS = {"sampled": "sampled x0", "deterministic": "x0 = 0"}  # of evaluation, a
 AXES = {"step": "environment steps", "minutes": "minutes of wall-clock"}
 # Flags that change neither what is learnt nor from what: runs that differ in them share a row.
 NOT_SETTINGS = {"env_id", "seed", "num_seeds", "num_threads", "runs_dir", "resume"}
+NOT_SETTINGS |= {"evaluate", "capture_video", "track"}
 NOT_SETTINGS |= {"total_timesteps", "log_interval", "eval_interval", "warp_headroom"}
 SILENCE = 900.0  # seconds without a row after which a run that says "running" counts as killed
 

@@ -80,7 +80,7 @@ class Task:
     starts: Callable[[int], Any] | None = None
 
 
-def _import_dm_control(name: str):
+def import_dm_control(name: str):
     """Imports one of dm_control's modules without asking for a display."""
     os.environ.setdefault("MUJOCO_GL", "disable")
     return importlib.import_module(f"dm_control.{name}")
@@ -94,8 +94,8 @@ def read_spec(domain: str, maker: str = "get_model_and_assets", **options: Any) 
       maker: that module's function that makes the MJCF, alone or with the files that it names.
       **options: handed to `maker`, such as the size of the floor.
     """
-    made = getattr(_import_dm_control(f"suite.{domain}"), maker)(**options)
-    common = _import_dm_control("suite.common")
+    made = getattr(import_dm_control(f"suite.{domain}"), maker)(**options)
+    common = import_dm_control("suite.common")
     xml, assets = made if isinstance(made, tuple) else (made, common.ASSETS)
     files = {name: _bytes(content) for name, content in assets.items()}
     return mujoco.MjSpec.from_string(_bytes(xml).decode(), include=files, assets=files)
@@ -183,6 +183,11 @@ def hinge_slices(model: mujoco.MjModel) -> tuple[slice, slice]:
     return slice(position, position + count), slice(velocity, velocity + count)
 
 
+def reseed(random: np.random.RandomState, seed: int, index: int) -> None:
+    """Gives dm_control's generator what batch number `index` of seed `seed` begins with."""
+    random.seed(np.random.SeedSequence([seed, index]).generate_state(8))
+
+
 class InitialStates:
     """Initial states drawn by dm_control's own `initialize_episode`.
 
@@ -191,8 +196,8 @@ class InitialStates:
     """
 
     def __init__(self, task: Task, seed: int):
-        wrapper = _import_dm_control("mujoco.wrapper")
-        suite = _import_dm_control("suite")
+        wrapper = import_dm_control("mujoco.wrapper")
+        suite = import_dm_control("suite")
         self._seed = seed
         # Not compiled a second time: the task's model is the domain's own, with more sensors.
         model = wrapper.MjModel(copy.copy(task.model))
@@ -211,8 +216,7 @@ class InitialStates:
           qpos (count, nq), qvel (count, nv) and act (count, na); and what the episodes changed in
           the model, by field (count, k, dim).
         """
-        seeds = np.random.SeedSequence([self._seed, index]).generate_state(8)
-        self._env.task.random.seed(seeds)
+        reseed(self._env.task.random, self._seed, index)
         physics = self._env.physics
         states: dict[str, list[np.ndarray]] = {"qpos": [], "qvel": [], "act": []}
         episodes: dict[str, list[np.ndarray]] = {field: [] for field in self._rows}

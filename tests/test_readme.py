@@ -78,3 +78,23 @@ def test_flags_in_the_readme_exist():
     assert "w2-indicator" in flags
     for flag in flags:
         assert flag.removeprefix("no-").replace("-", "_") in fields, flag
+
+
+def test_pre_commit_runs_the_ruff_that_is_pinned():
+    (pinned,) = re.findall(r"^ruff==(.*)$", (ROOT / "requirements.txt").read_text(), re.M)
+    (hook,) = re.findall(r"^ +rev: v(.*)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.M)
+    assert hook == pinned
+
+
+def test_versions_and_paper_are_the_same_everywhere():
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {version}" in citation
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    for text in (citation, README, flowrl.__doc__):
+        assert "2506.12811" in text
+    names = re.findall(r"family-names: (\w+), given-names: (\w+)", citation)
+    (authors,) = re.findall(r"author  = \{(.*?)\}", README, re.S)
+    assert [" ".join(one.split()) for one in authors.split(" and")] == [
+        f"{family}, {given}" for family, given in names
+    ]

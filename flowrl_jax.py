@@ -33,11 +33,13 @@ import optax
 from flax.training.train_state import TrainState as Network  # params, opt_state, step
 from jax import Array
 
+import command_line
 import envs
 import numpy_policy
 import parallel
 import replay
 import runs
+import training
 import watch
 
 MAX_INT, EVAL_SEED = 2**30, 1_000_003  # largest size and count, int32 with room to add; offset
@@ -394,7 +396,7 @@ def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
     keys = jax.random.split(noise_key, args.updates_per_step)
     sizes = (args.batch_size, ring.data.action.shape[-1])
     noises = jax.vmap(lambda key: draw_update_noise(key, *sizes))(keys)
-    one = runs.guarded(lambda s, x: update(s, *x, args), args.on_nonfinite == "skip")
+    one = training.guarded(lambda s, x: update(s, *x, args), args.on_nonfinite == "skip")
     learner, metrics = jax.lax.scan(one, learner, (batches, noises))
     return learner, jax.tree.map(jnp.sum, metrics)
 
@@ -508,7 +510,7 @@ def main(args: Args) -> int:
     """Trains or evaluates as `args` say; returns the exit code. Bad input: RunError, UsageError."""
     if args.evaluate:
         return watch.evaluate(args, load_policy)
-    check = functools.partial(runs.check_bounds, args)
+    check = functools.partial(command_line.check_bounds, args)
     check(1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
     check(1, 1024, "num_seeds", "updates_per_step", "flow_steps")
     check(1, MAX_INT, "log_interval", "buffer_size", "recent_window")
@@ -521,9 +523,7 @@ def main(args: Args) -> int:
     make = functools.partial(envs.make, args.env_id, **physics)
     env = devices.spread(make, args.num_envs, seed=args.seed)
     shapes = jax.eval_shape(functools.partial(init_state, env, args))
-    policy, critic = shapes.learner.velocity_field.params, shapes.learner.critic.params
-    networks = {"policy": policy, "each twin critic": critic}
-    print(runs.describe(args, env, networks, shapes, devices), flush=True)
+    print(training.describe(args, env, shapes, devices), flush=True)
     train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
     eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]
 
@@ -532,7 +532,7 @@ def main(args: Args) -> int:
         start, theta = eval_envs[k].reset(jax.random.fold_in(key, 1)), learner.velocity_field.params
         return env.check(evaluate(theta, start, key, eval_envs[0], args))
 
-    return runs.train(
+    return training.train(
         each,
         "flowrl_jax",
         steps_per_chunk=max(1, round(args.log_interval / args.num_envs)) * args.num_envs,
@@ -547,4 +547,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.exit_code(main, Args, PRESETS, envs.UsageError))
+    sys.exit(command_line.exit_code(main, Args, PRESETS, envs.UsageError))

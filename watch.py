@@ -28,7 +28,9 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
+import command_line
 import envs
+import machine
 import runs
 from tasks.base import episode_rows, import_dm_control, reseed, write_rows
 
@@ -204,8 +206,8 @@ def evaluate(args, load_policy: Callable[[str], Act]) -> int:
     Raises:
       RunError, UsageError: bad input; nothing has been written.
     """
-    runs.check_bounds(args, 2, MAX_EPISODES, "eval_episodes")
-    runs.check_bounds(args, 0, 2**30, "seed")
+    command_line.check_bounds(args, 2, MAX_EPISODES, "eval_episodes")
+    command_line.check_bounds(args, 0, 2**30, "seed")
     folder, began = Path(args.evaluate), time.perf_counter()
     records = _earlier(folder)
     act = _policy(args, load_policy)
@@ -219,7 +221,7 @@ def evaluate(args, load_policy: Callable[[str], Act]) -> int:
         start, step = starts(env, seed), jax.jit(env.step)
         played = [play(env, act, start, step, k) for k in (key, None)]
     engine = ORIGINAL if original else env.engine
-    common = {"time": runs._now(), "env_id": args.env_id, "engine": engine, "seed": args.seed}
+    common = {"time": runs.now(), "env_id": args.env_id, "engine": engine, "seed": args.seed}
     common |= {"episodes": count, "seconds": round(time.perf_counter() - began, 1)}
     rows = [
         common | {"x0": kind} | summary(episodes, env.success)
@@ -228,7 +230,7 @@ def evaluate(args, load_policy: Callable[[str], Act]) -> int:
     print(f"{folder}: {args.env_id}, engine {engine}, seed {args.seed}, {count} episodes a row")
     print(table(rows, env.success))
     print(f"95% interval of the mean: percentile bootstrap over episodes, {RESAMPLES:,} resamples")
-    source = {"versions": runs._versions(), "git": runs._git_state(HERE)}
+    source = {"versions": machine.versions(), "git": machine.git_state(HERE)}
     for row, episodes in zip(rows, played, strict=True):
         returns = {"returns": episodes.returns.tolist(), "lengths": episodes.lengths.tolist()}
         records.append(row | source | returns)
@@ -257,7 +259,7 @@ def _policy(args, load_policy: Callable[[str], Act]) -> Act:
     except FileNotFoundError as error:
         reason = f"no {Path(error.filename).name}: nothing was saved in it yet"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"its policy cannot be read ({runs._one_line(error)})"
+        reason = f"its policy cannot be read ({runs.one_line(error)})"
     raise runs.RunError(f"--evaluate: {args.evaluate}: {reason}")
 
 
@@ -265,7 +267,7 @@ def _check_fit(folder: Path, act: Act, env: envs.VectorEnv) -> None:
     try:
         size = act(np.zeros((1, env.observation_size), np.float32)).shape[-1]
     except (flax.errors.FlaxError, TypeError, ValueError) as error:
-        size = runs._one_line(error)
+        size = runs.one_line(error)
     if size != env.action_size:
         text = f"its policy does not fit {env.env_id} and config.json ({size})"
         raise runs.RunError(f"--evaluate: {folder}: {text}")
@@ -284,7 +286,7 @@ def _earlier(folder: Path) -> list[dict]:
     except OSError as error:
         raise runs.RunError(f"--evaluate: cannot write in {folder} ({error.strerror})") from None
     except ValueError as error:
-        text = f"{path} is damaged ({runs._one_line(error)}); move it away"
+        text = f"{path} is damaged ({runs.one_line(error)}); move it away"
         raise runs.RunError(f"--evaluate: {text}") from None
     return records
 
@@ -292,12 +294,12 @@ def _earlier(folder: Path) -> list[dict]:
 def _write(folder: Path, records: list[dict]) -> str:
     """Writes evaluation.json, and evaluation.csv from it, each whole or not at all."""
     data = json.dumps(records, indent=1, default=str) + "\n"
-    written = [runs._replace(folder / "evaluation.json", data.encode())]
+    written = [runs.replace_file(folder / "evaluation.json", data.encode())]
     text, rows = io.StringIO(newline=""), [_csv_row(record) for record in records]
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
-    written.append(runs._replace(folder / "evaluation.csv", text.getvalue().encode()))
+    written.append(runs.replace_file(folder / "evaluation.csv", text.getvalue().encode()))
     return ", ".join(map(str, written))
 
 
@@ -357,7 +359,7 @@ def film(path: Path, motion: Motion) -> str | None:
             reason = _draw(command, backend)
             if reason is None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                runs._replace(path, Path(video).read_bytes())
+                runs.replace_file(path, Path(video).read_bytes())
                 return None
             reasons.append(f"{backend}: {reason}")
     return f"MuJoCo cannot draw here ({'; '.join(reasons)}); install libegl1 or libosmesa6"

@@ -33,7 +33,7 @@ def measure(env_id: str, engine: str) -> dict[str, float]:
 
     import envs
     import flowrl_jax as flowrl
-    import runs
+    import machine
 
     moments = [START, time.perf_counter()]
 
@@ -42,7 +42,7 @@ def measure(env_id: str, engine: str) -> dict[str, float]:
         moments.append(time.perf_counter())
         return result
 
-    runs.enable_compilation_cache()
+    machine.enable_compilation_cache()
     settings = flowrl.PRESETS["cpu"] | {"env_id": env_id, "preset": "cpu"}
     args = flowrl.Args(**settings | {"log_interval": 8, "learning_starts": 0})
     env = envs.make(env_id, args.num_envs, engine)

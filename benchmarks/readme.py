@@ -7,6 +7,8 @@ it can recompute.
 """
 
 import csv
+import dataclasses
+import inspect
 import pathlib
 import re
 import sys
@@ -15,6 +17,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import envs
+import flowrl_jax as flowrl
 from benchmarks import learning
 from tasks import h1
 
@@ -39,6 +42,19 @@ def markdown(header: str, lines: list[tuple]) -> str:
     columns = [name.strip() for name in header.split("|")]
     cells = [columns, ["---"] * len(columns), *lines]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in cells)
+
+
+def flags() -> str:
+    """Every flag: its values in each preset, and the comment beside its field."""
+    comments = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(flowrl.Args), re.M))
+    lines = []
+    for field in dataclasses.fields(flowrl.Args):
+        values = [preset.get(field.name, field.default) for preset in flowrl.PRESETS.values()]
+        shown = [f"{v:,}" if type(v) is int else f"{v}".lower() for v in values]
+        shown = [text or '""' for text in shown]
+        meaning = comments[field.name].replace("|", "\\|")
+        lines.append((f"`--{field.name.replace('_', '-')}`", *shown, meaning))
+    return markdown(f"flag | {' | '.join(flowrl.PRESETS)} | meaning", lines)
 
 
 def parity() -> str:
@@ -82,7 +98,9 @@ def rate(text: str) -> str:
 def env_throughput() -> str:
     """`env.step` beside the bare engine, and EnvPool."""
     lines = []
-    for row in rows("throughput_env.csv"):
+    order = {engine: k for k, engine in enumerate(envs.ENGINES)}
+    key = lambda row: (row["env_id"], order[row["engine"]], int(row["num_envs"]))  # noqa: E731
+    for row in sorted(rows("throughput_env.csv"), key=key):
         rates = [rate(row[name]) for name in ("bare", "ours", "envpool")]
         ratios = [f"{row[k + 'ratio']} ({row[k + 'range']})" for k in ("", "envpool ")]
         ratios = [ratio if rates[i] else "" for ratio, i in zip(ratios, (1, 2), strict=True)]
@@ -159,6 +177,7 @@ def main() -> None:
     """Rewrites README.md."""
     text = README.read_text()
     tables = {
+        "flags": flags,
         "tasks": envs.task_table,
         "parity": parity,
         "h1": h1_tasks,

@@ -27,10 +27,13 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import checkpoints
+import command_line
 import flowrl_jax as flowrl
+import machine
 import parallel
 import replay
 import runs
+import training
 
 ROOT = Path(runs.__file__).parent
 WALL_CLOCK = {"charts/SPS", "charts/UPS", "charts/seconds"}
@@ -324,7 +327,7 @@ def train(args: Probe, chunk=probe_chunk, evaluation=None) -> int:
             evaluation(index)
         return {"sampled": np.asarray(learner["w"])}
 
-    return runs.train(
+    return training.train(
         each,
         "test",
         steps_per_chunk=10,
@@ -339,7 +342,7 @@ def train(args: Probe, chunk=probe_chunk, evaluation=None) -> int:
 
 def resumed(folder: Path, *flags: str) -> Probe:
     """The arguments of `--resume folder` and more flags."""
-    return runs.parse_args(Probe, {"cpu": {}}, "cpu", ["--resume", str(folder), *flags])
+    return command_line.parse_args(Probe, {"cpu": {}}, "cpu", ["--resume", str(folder), *flags])
 
 
 class Ended(Exception):
@@ -536,7 +539,7 @@ def test_guarded(skip):
 
     given = jnp.array([1.0, jnp.nan, 2.0, jnp.inf, 3.0])
     state = {"w": jnp.zeros(()), "n": jnp.zeros((), jnp.int32)}
-    state, metrics = jax.lax.scan(runs.guarded(step, skip), state, given)
+    state, metrics = jax.lax.scan(training.guarded(step, skip), state, given)
     np.testing.assert_array_equal(metrics["charts/nonfinite_losses"], [0, 1, 0, 1, 0])
     if skip:
         assert state == {"w": 6.0, "n": 3}
@@ -557,8 +560,8 @@ def test_a_full_disk_ends_training_with_one_line(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(sys.modules[__name__], "probe_state", state_of)
         args = Probe(str(tmp_path / "disk"), keep_checkpoints=100)
         monkeypatch.setattr(sys, "argv", ["program"])
-        monkeypatch.setattr(runs, "enable_compilation_cache", lambda: None)
-        assert runs.exit_code(lambda _: train(args), Probe, {"cpu": {}}) == 1
+        monkeypatch.setattr(machine, "enable_compilation_cache", lambda: None)
+        assert command_line.exit_code(lambda _: train(args), Probe, {"cpu": {}}) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         (folder,) = (tmp_path / "disk").iterdir()
         last = checkpoints.newest(folder / "checkpoints")
@@ -578,8 +581,10 @@ def test_rows_on_a_full_disk_are_one_line_too(tmp_path, capsys, monkeypatch):
         args = Probe(str(tmp_path / "disk/runs"), checkpoint_interval=0, total_timesteps=20_000)
         args = dataclasses.replace(args, eval_interval=1_000)
         monkeypatch.setattr(sys, "argv", ["program"])
-        monkeypatch.setattr(runs, "enable_compilation_cache", lambda: None)
-        assert runs.exit_code(lambda _: train(args, evaluation=fill), Probe, {"cpu": {}}) == 1
+        monkeypatch.setattr(machine, "enable_compilation_cache", lambda: None)
+        assert (
+            command_line.exit_code(lambda _: train(args, evaluation=fill), Probe, {"cpu": {}}) == 1
+        )
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: cannot write the run's files: No space left on device")
 

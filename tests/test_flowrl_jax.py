@@ -16,6 +16,7 @@ import numpy as np
 import oracle
 import pytest
 
+import command_line
 import envs
 import flowrl_jax as flowrl
 import parallel
@@ -610,7 +611,7 @@ def test_a_signal_saves_and_says_so(tmp_path, number, code):
 def test_bad_input_is_one_line(flags, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((runs.RunError, envs.UsageError)) as error:
-        flowrl.main(runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags))
+        flowrl.main(command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -628,7 +629,7 @@ def test_bad_input_exits_with_2_and_no_traceback(tmp_path):
 
 def test_flags_override_presets():
     def parse(*flags):
-        return runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", list(flags))
+        return command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", list(flags))
 
     assert parse().hidden_size == flowrl.PRESETS["cpu"]["hidden_size"]
     assert parse().preset == "cpu"

@@ -10,6 +10,7 @@ import pytest
 
 import envs
 import flowrl_jax as flowrl
+from benchmarks import readme
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,6 +26,11 @@ def test_equation_map_points_at_the_right_lines():
 
 def test_task_table_is_the_one_that_envs_prints():
     assert envs.task_table() in README
+
+
+def test_flag_table_is_made_of_the_fields():
+    assert readme.flags() in README
+    assert readme.flags().count("\n") == 1 + len(dataclasses.fields(flowrl.Args))
 
 
 def test_every_metric_is_explained():

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import command_line
 import envs
 import film
 import flowrl_jax as flowrl
+import machine
 import numpy_policy
 import runs
 import watch
@@ -30,7 +32,7 @@ TINY = dict(env_id="cartpole-balance", hidden_size=8, num_envs=2, eval_episodes=
 @pytest.fixture(autouse=True)
 def no_cache_of_the_user(monkeypatch):
     """Programs go where conftest.py says."""
-    monkeypatch.setattr(runs, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(machine, "enable_compilation_cache", lambda: None)
 
 
 def saved_run(runs_dir: Path, **changes) -> Path:
@@ -46,7 +48,7 @@ def saved_run(runs_dir: Path, **changes) -> Path:
 def command(*flags: str, monkeypatch) -> int:
     """The program's exit code, in this process."""
     monkeypatch.setattr(sys, "argv", ["flowrl_jax.py", *map(str, flags)])
-    return runs.exit_code(flowrl.main, flowrl.Args, flowrl.PRESETS, envs.UsageError)
+    return command_line.exit_code(flowrl.main, flowrl.Args, flowrl.PRESETS, envs.UsageError)
 
 
 @jax.jit
@@ -260,7 +262,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 
 def test_the_original_is_for_evaluation_only():
-    args = runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", ["--engine", "dm_control"])
+    args = command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", ["--engine", "dm_control"])
     with pytest.raises(envs.UsageError, match="--engine"):
         flowrl.main(args)
 
@@ -268,10 +270,12 @@ def test_the_original_is_for_evaluation_only():
 def test_evaluation_takes_100_episodes_and_the_rest_from_the_run(tmp_path):
     folder = saved_run(tmp_path, hidden_size=64, flow_steps=3, engine="mjx", gamma=0.9)
     flags = ["--evaluate", str(folder)]
-    args = runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags)
+    args = command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags)
     assert (args.eval_episodes, args.hidden_size, args.flow_steps) == (100, 64, 3)
     assert (args.engine, args.gamma, args.seed) == ("mjx", 0.9, 3)
-    args = runs.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", [*flags, "--engine", "native"])
+    args = command_line.parse_args(
+        flowrl.Args, flowrl.PRESETS, "cpu", [*flags, "--engine", "native"]
+    )
     assert args.engine == "native"
 
 

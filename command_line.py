@@ -1,0 +1,219 @@
+"""The command line: flags over a preset or over an earlier run's, and errors as one line."""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import io
+import math
+import os
+import re
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import jax
+import tyro
+
+import checkpoints
+import machine
+import parallel
+import runs
+from runs import RunError
+
+EVALUATION_EPISODES = 100  # what --eval-episodes is with --evaluate, unless given
+EVALUATION_FLAGS = ("evaluate", "eval_episodes", "engine", "seed", "num_threads", "warp_headroom")
+EVALUATION_FLAGS += ("capture_video",)
+# What the system says where a disk takes no more.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> int:
+    """Returns main(parsed command line)'s exit code, or that of an error told in one line.
+
+    2 for bad input (RunError, and the exceptions `bad_input` that tell the user what to change), 1
+    for a loss that is not finite, a full disk or another process that ended, 128 + signal for a
+    stop that could not wait. One of several processes does not return from an error: it ends here.
+    """
+    try:
+        if _asks_for_hosts():
+            parallel.connect()
+        args = parse_args(kind, presets, preset_for_this_machine())
+        machine.enable_compilation_cache()
+        return main(args)
+    except (RunError, parallel.UsageError, *bad_input) as error:
+        code, text = 2, " ".join(f"error: {error}".splitlines())  # a file's name may have several
+    except (FloatingPointError, checkpoints.SaveError) as error:
+        code, text = 1, f"error: {error}"
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        code, text = 128 + number, "stopped at once; what was saved before stands"
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        if not (full or parallel.connected()):
+            raise
+        code, text = 1, parallel.LOST if parallel.is_loss(error) else traceback.format_exc()
+        if full:
+            text = f"error: cannot write the run's files: {error.strerror}; its checkpoints stand"
+    print(text, file=sys.stderr)
+    return parallel.leave(code, wait=code == 2) if parallel.connected() else code
+
+
+def preset_for_this_machine() -> str:
+    """Returns "cpu" or "gpu", by the device that JAX computes on.
+
+    Raises RunError if JAX cannot start the device that JAX_PLATFORMS asks for.
+    """
+    try:
+        return "cpu" if jax.default_backend() == "cpu" else "gpu"
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise RunError(f"JAX_PLATFORMS={wanted}: JAX cannot start: {reason}; unset it") from None
+
+
+def _asks_for_hosts() -> bool:
+    """Whether the command line, or the run that it resumes, has --distributed.
+
+    JAX wants to know before it starts a device.
+    """
+    asked = [word for word in sys.argv[1:] if word in ("--distributed", "--no-distributed")]
+    if asked:  # by hand: argparse would exit over --distributed=-1
+        return asked[-1] == "--distributed"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", nargs="?")
+    folder = parser.parse_known_args()[0].resume
+    try:
+        return bool(folder) and bool(runs.read_config(folder)["args"].get("distributed"))
+    except RunError:  # parse_args tells
+        return False
+
+
+def parse_args(
+    kind: type, presets: dict[str, dict], automatic: str, arguments: list[str] | None = None
+):
+    """Parses the command line into the dataclass `kind`: preset first, then the flags over it.
+
+    With --resume FOLDER the arguments are those of the run there, and flags may change few of them.
+
+    Args:
+      kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
+      presets: preset name -> the fields that it changes.
+      automatic: the preset that "auto" stands for on this machine.
+      arguments: the command line without the program's name; None takes this process's. With
+        --evaluate FOLDER the run in that folder takes the preset's place.
+
+    Raises:
+      RunError: an unknown preset or flag, a value that does not parse, a folder without a run, or a
+        flag that the run to resume or to evaluate has settled.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", default="auto", nargs="?")
+    chooser.add_argument("--resume", nargs="?")
+    chooser.add_argument("--evaluate", nargs="?", const="")
+    chosen = chooser.parse_known_args(arguments)[0]
+    if chosen.resume and chosen.evaluate is not None:
+        raise RunError("--resume: trains, --evaluate does not; leave one of them out")
+    if chosen.resume:
+        return _parse_resume(kind, Path(chosen.resume), arguments)
+    name = chosen.preset
+    if name not in ("auto", *presets):
+        name = "nothing" if name is None else repr(name)
+        raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
+    if chosen.evaluate is not None:
+        return _evaluation_args(kind, arguments, chosen.evaluate)
+    name = automatic if name == "auto" else name
+    default = dataclasses.replace(kind(), **presets[name])
+    return dataclasses.replace(_parse(kind, arguments, default), preset=name)
+
+
+def _evaluation_args(kind: type, arguments: list[str], folder: str):
+    """The arguments of the run in `folder`, with EVALUATION_FLAGS from the command line."""
+    if not folder:
+        raise RunError("--evaluate: needs a run folder")
+    try:
+        default = runs.read_args(kind, folder)
+    except RunError as error:
+        raise RunError(f"--evaluate: {error}") from None
+    fresh = dict(evaluate=folder, eval_episodes=EVALUATION_EPISODES, capture_video=False)
+    default = dataclasses.replace(default, **fresh)
+    args = _parse(kind, arguments, default)
+    for name in (field.name for field in dataclasses.fields(kind)):
+        value = getattr(args, name)
+        if name not in EVALUATION_FLAGS and value != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            raise RunError(f"{flag}: --evaluate takes it from the run folder; leave it out")
+    return args
+
+
+def _parse_resume(kind: type, folder: Path, arguments: list[str]):
+    """The arguments of the run in `folder`, with those flags over them that a resume may change.
+
+    Raises RunError: it is no run's folder, it has no checkpoint, is finished or at work, or a flag
+    is in conflict with what the run was begun with. Nothing is written.
+    """
+    try:
+        status, was = runs.read_config(folder)["status"], runs.read_args(kind, folder)
+    except RunError as error:
+        raise RunError(f"--resume: {error}") from None
+    # Of several seeds each has its folder, and goes on alone.
+    own = dict(num_seeds=1, resume=str(folder), runs_dir=str(folder))
+    was = dataclasses.replace(was, **own)
+    args = _parse(kind, arguments, was)
+    args = dataclasses.replace(args, resume=was.resume, runs_dir=was.runs_dir)
+    for name, before in dataclasses.asdict(was).items():
+        value, flag = getattr(args, name), "--" + name.replace("_", "-")
+        chosen_then = before == "auto"  # what it stood for stands in the checkpoint
+        if name == "total_timesteps" and value < before:
+            text = f"{_number(value)} is less than the {_number(before)} of the run"
+            raise RunError(f"{flag}: {text} in '{folder}'; a resume may only add to them")
+        if value != before and value != "auto" and not chosen_then and name not in runs.CHANGEABLE:
+            text = f"{value} is in conflict with the run in '{folder}', which has {before}"
+            raise RunError(f"{flag}: {text}; leave it out, or begin a new run without --resume")
+        args = args if value != "auto" else dataclasses.replace(args, **{name: before})
+    if status == "finished" and args.total_timesteps == was.total_timesteps:
+        steps = f"all of its {_number(was.total_timesteps)} steps"
+        fix = "for more of them raise --total-timesteps"
+        raise RunError(f"--resume: the run in '{folder}' has finished {steps}; {fix}")
+    if not checkpoints.steps(folder / "checkpoints"):
+        raise RunError(f"--resume: '{folder}' has no checkpoint; begin a new run without --resume")
+    os.close(runs.lock(folder, shared=True))
+    return args
+
+
+def _parse(kind: type, arguments: list[str], default):
+    """The command line over `default`. Raises RunError where it does not parse."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=arguments, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise RunError(_first_sentence(complaint.getvalue())) from None
+
+
+def _first_sentence(boxed: str) -> str:
+    """The message inside tyro's box, as one line."""
+    lines = boxed.splitlines()
+    # Dashes instead of lines where the terminal cannot draw them. The first rule is the box's top.
+    rules = [i for i, line in enumerate(lines) if re.search("─{3}|-{3}", line)] or [-1]
+    inside = lines[rules[0] + 1 : rules[1] if len(rules) > 1 else len(lines)]
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", " ".join(inside)).split())
+    return f"{text or 'the command line does not parse'}; see --help"
+
+
+def check_bounds(args, low: float, high: float, *names: str) -> None:
+    """Raises RunError, naming the flag, unless every named field lies in [low, high]."""
+    for name in names:
+        value = getattr(args, name)
+        if not low <= value <= high:  # also false for nan
+            flag = "--" + name.replace("_", "-")
+            upper = "" if high == math.inf else f" and at most {_number(high)}"
+            raise RunError(f"{flag}: needs at least {low:g}{upper}, got {_number(value)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

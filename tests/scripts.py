@@ -1,0 +1,22 @@
+"""Programs that tests start."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_script(script: str, **kwargs) -> subprocess.Popen:
+    """Starts Python on `script`, with this repository importable and stderr with stdout."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )

@@ -98,10 +98,7 @@ def save(folder: Path, step: int, arrays: dict[str, np.ndarray], host: dict, kee
         _remove(*folder.glob("partial-*"))
         partial.mkdir()
         _orbax().save(partial / "state", args=ocp.args.PyTreeSave(arrays))
-        files = {
-            name: _size_and_crc(partial / "state" / name) for name in _files(partial / "state")
-        }
-        content = {"host": host, "files": files}
+        content = {"host": host, "files": _files(partial / "state")}
         content["crc"] = _crc_of_json(content)
         (partial / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
         _sync(partial)

@@ -134,6 +134,8 @@ class Run:
             csv.DictWriter(self._csv, self._columns, restval="").writerow(row)
             self._csv.flush()
         self._events.scalars(step, metrics)
+        if self._tracker is not None:
+            self._tracker.log({k: float(v) for k, v in metrics.items()}, step=int(step))
 
     def sync(self) -> None:
         """Has the system write the rows to disk: a checkpoint that comes after relies on them."""

@@ -150,6 +150,13 @@ def overlap() -> str:
     return markdown(header + " | as it is, ms | overlapped, ms | as it is / overlapped", lines)
 
 
+def checkpoint_cost() -> str:
+    """Size and seconds of a checkpoint."""
+    names = ("preset", "replay", "transitions", "MiB", "save, s", "check and read, s")
+    lines = [tuple(row[name] for name in names) for row in rows("checkpoint_cost.csv")]
+    return markdown(" | ".join(names), lines)
+
+
 def short_runs() -> str:
     """A short run on every task."""
     names = ("env_id", "steps", "updates", "nonfinite_losses", "nonfinite_states", "critic loss")
@@ -188,6 +195,7 @@ def main() -> None:
         "start-up": start_up,
         "overlap": overlap,
         "seeds": seeds,
+        "checkpoint cost": checkpoint_cost,
         "short runs": short_runs,
     }
     for name, table in tables.items():

@@ -637,7 +637,7 @@ def test_what_depends_on_the_machine_has_to_be_the_same(folder, monkeypatch):
 
 def test_no_folder_no_run_no_checkpoint(tmp_path):
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(runs.RunError, match=r"--resume: .* no config\.json"):
+        with pytest.raises(runs.RunError, match=r"--resume: .* no run folder: config\.json"):
             resumed(folder)
     (tmp_path / "config.json").write_text(
         json.dumps({"args": {"runs_dir": "x"}, "status": "failed"})

@@ -467,7 +467,8 @@ def test_a_loss_that_is_not_finite_is_counted(cartpole):
 
 def test_counting_steps_never_wraps_into_exploring_again(cartpole):
     state = flowrl.init_state(cartpole, REAL_ARGS)
-    state = state.replace(num_steps=jnp.int32(flowrl.MAX_INT - 2))
+    full = state.replay.replace(size=jnp.int32(len(state.replay.data.reward)))
+    state = state.replace(num_steps=jnp.int32(flowrl.MAX_INT - 2), replay=full)
     state, metrics = flowrl.train_chunk(state, cartpole, REAL_ARGS)
     assert int(metrics["charts/updates"]) == 20
     assert int(state.num_steps) == flowrl.MAX_INT

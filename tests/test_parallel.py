@@ -312,6 +312,8 @@ def four_a_checkpoint_comes_back_split_as_it_was():
     other = checkpoints.unflatten(other, arrays, devices.scatter)
     assert jax.tree.map(lambda leaf: leaf.sharding, other) == shardings
     assert equal_on_all(other.learner)
+    # As in a resume, where both are of one init_state: an optimiser is part of a tree's structure.
+    other = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(other))
     (state, _), (other, _) = chunk(state), chunk(other)
     assert_same([checkpoints.flatten(tree, devices.gather) for tree in (state, other)])
 

@@ -127,12 +127,14 @@ if ((slurm && !dry_run)); then
     command -v sbatch >/dev/null || die "--slurm: there is no sbatch here"
 fi
 for word in "${extra[@]}"; do
-    case ${word%%=*} in
-        --env-id | --seed | --num-seeds | --runs-dir | --preset | --resume)
+    flag=${word%%=*}
+    case ${flag//_/-} in
+        --env-id | --seed | --num-seeds | --runs-dir | --preset | --resume | --evaluate)
             die "${word%%=*}: is set by benchmark.sh, and cannot stand after --"
             ;;
     esac
 done
+[[ $out == / ]] || out=${out%/}
 [[ ! -e $out || -d $out ]] || die "--out: '$out' is a file"
 if [[ $devices == auto ]]; then
     devices=""
@@ -143,8 +145,11 @@ if [[ $devices == auto ]]; then
     fi
     devices=${devices:-cpu}
 fi
-[[ $devices == cpu || $devices =~ ^[A-Za-z0-9/_-]+(,[A-Za-z0-9/_-]+)*$ ]] ||
+device='([0-9]+|(GPU|MIG)-[A-Za-z0-9/-]+)'
+[[ $devices == cpu || $devices =~ ^$device(,$device)*$ ]] ||
     die "--devices: needs cpu or a list such as 0,1, got '$devices'"
+[[ $devices != cpu || $preset != gpu ]] ||
+    echo "note: preset gpu on a CPU: 1,024 environments and batches of 8,192 take weeks there" >&2
 mapfile -t task_list < <(expand_tasks "$tasks") && wait $! || exit 2
 ((${#task_list[@]})) || die "--tasks: '$tasks' names no task"
 help=""
@@ -188,6 +193,12 @@ is_finished() { # TASK SEED: whether any of its folders says so
     grep -qs '^ *"status": "finished"' "${found[@]}"
 }
 
+# FOLDER of a failed run: whether it has checkpoints, and what failed was not what was learned.
+can_go_on() {
+    compgen -G "$1/checkpoints/[0-9]*" >/dev/null &&
+        ! grep -q '"error": "FloatingPointError' "$1/config.json"
+}
+
 # TASK SEED FRESH: sets `arguments` of flowrl_jax.py, and `how` they begin.
 choose_arguments() {
     local folder status
@@ -195,7 +206,7 @@ choose_arguments() {
     arguments=(--env-id "$1" --seed "$2" --preset "$preset" --runs-dir "$out/runs" "${extra[@]}")
     [[ -n $folder ]] || return 0
     status=$(config_value status "$folder")
-    if [[ $3 == 1 || $status == failed ]]; then
+    if [[ $3 == 1 ]] || { [[ $status == failed ]] && ! can_go_on "$folder"; }; then
         how="new run after one that failed"
     elif ((can_resume)); then
         arguments=(--resume "$folder") how="resumes $folder"
@@ -265,7 +276,7 @@ choose_environment() {
             environment+=(taskset -c "$(IFS=,; echo "${mine[*]}")")
         fi
     else
-        environment+=(CUDA_VISIBLE_DEVICES="$device")
+        environment+=("JAX_PLATFORMS=cuda,cpu" CUDA_VISIBLE_DEVICES="$device") # no GPU: an error
     fi
 }
 
@@ -410,12 +421,12 @@ finish() {
     write_row "$task" "$seed" "$attempt" "$2" "$took" "${started_of[$1]}"
     free+=("${slot_of[$1]}")
     unset "job_of[$1]"
-    if (($2 == 0)); then
+    if (($2 == 0)) || is_finished "$task" "$seed"; then
         spent=$((spent + took)) timed=$((timed + 1))
     elif ((!stopping && attempt < 2)) && [[ $2 != 75 && ($2 != 2 || $how_last == resumes*) ]]; then
         # Bad input stays bad. What could not be resumed is begun anew.
         fresh=0
-        [[ $how_last != resumes* ]] || fresh=1
+        [[ $2 != 2 ]] || fresh=1
         queue+=("$task $seed 2 $fresh")
         ended=$((ended - 1)) note=", tried once more"
     fi

@@ -63,6 +63,8 @@ def flatten(tree: Any, read: Callable[[Any], np.ndarray] = np.asarray) -> dict[s
 def unflatten(like: Any, arrays: dict[str, np.ndarray], put: Callable[[np.ndarray, Any], Any]):
     """The inverse of `flatten`: a pytree like `like`, whose leaves are put(array, leaf of `like`).
 
+    `arrays` is emptied on the way, for its memory.
+
     Raises:
       DamagedError: `arrays` are of another tree: a name is missing or too many.
     """
@@ -71,7 +73,7 @@ def unflatten(like: Any, arrays: dict[str, np.ndarray], put: Callable[[np.ndarra
     if differing:
         raise DamagedError(f"it is of another version of this program ({differing[0]} differs)")
     leaves = [
-        put(arrays[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
+        put(arrays.pop(name) if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
         for name, leaf in _named(like)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -104,7 +106,7 @@ def save(folder: Path, step: int, arrays: dict[str, np.ndarray], host: dict, kee
         _sync(partial)
         _remove(final)  # damaged, or the resume would not have gone back behind it
         os.rename(partial, final)
-        _sync_entry(folder)
+        sync_entry(folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)  # what it took may be what others need
         before = [_path(folder, one) for one in steps(folder)]
@@ -199,10 +201,11 @@ def _crc_of_json(content: dict) -> int:
 def _sync(folder: Path) -> None:
     """Has the system write a folder and all below it to disk."""
     for path in (*folder.rglob("*"), folder):
-        _sync_entry(path)
+        sync_entry(path)
 
 
-def _sync_entry(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import errno
 import io
 import math
@@ -111,9 +112,11 @@ def parse_args(
     arguments = sys.argv[1:] if arguments is None else arguments
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="auto", nargs="?")
-    chooser.add_argument("--resume", nargs="?")
+    chooser.add_argument("--resume", nargs="?", const="")
     chooser.add_argument("--evaluate", nargs="?", const="")
     chosen = chooser.parse_known_args(arguments)[0]
+    if chosen.resume == "":
+        raise RunError("--resume: needs a run folder")
     if chosen.resume and chosen.evaluate is not None:
         raise RunError("--resume: trains, --evaluate does not; leave one of them out")
     if chosen.resume:
@@ -158,21 +161,21 @@ def _parse_resume(kind: type, folder: Path, arguments: list[str]):
         status, was = runs.read_config(folder)["status"], runs.read_args(kind, folder)
     except RunError as error:
         raise RunError(f"--resume: {error}") from None
-    # Of several seeds each has its folder, and goes on alone.
-    own = dict(num_seeds=1, resume=str(folder), runs_dir=str(folder))
-    was = dataclasses.replace(was, **own)
-    args = _parse(kind, arguments, was)
-    args = dataclasses.replace(args, resume=was.resume, runs_dir=was.runs_dir)
+    was = dataclasses.replace(was, num_seeds=1)  # of several seeds each has its folder
+    args = _parse(kind, arguments, dataclasses.replace(was, resume=str(folder)))
+    if args.num_seeds != 1:
+        raise RunError("--num-seeds: each seed is resumed alone, by its own folder; leave it out")
     for name, before in dataclasses.asdict(was).items():
         value, flag = getattr(args, name), "--" + name.replace("_", "-")
         chosen_then = before == "auto"  # what it stood for stands in the checkpoint
         if name == "total_timesteps" and value < before:
             text = f"{_number(value)} is less than the {_number(before)} of the run"
             raise RunError(f"{flag}: {text} in '{folder}'; a resume may only add to them")
-        if value != before and value != "auto" and not chosen_then and name not in runs.CHANGEABLE:
+        if value not in (before, "auto") and not chosen_then and name not in runs.CHANGEABLE:
             text = f"{value} is in conflict with the run in '{folder}', which has {before}"
             raise RunError(f"{flag}: {text}; leave it out, or begin a new run without --resume")
         args = args if value != "auto" else dataclasses.replace(args, **{name: before})
+    args = dataclasses.replace(args, resume=str(folder), runs_dir=str(folder))
     if status == "finished" and args.total_timesteps == was.total_timesteps:
         steps = f"all of its {_number(was.total_timesteps)} steps"
         fix = "for more of them raise --total-timesteps"
@@ -185,6 +188,7 @@ def _parse_resume(kind: type, folder: Path, arguments: list[str]):
 
 def _parse(kind: type, arguments: list[str], default):
     """The command line over `default`. Raises RunError where it does not parse."""
+    flags = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -192,16 +196,23 @@ def _parse(kind: type, arguments: list[str], default):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise RunError(_first_sentence(complaint.getvalue())) from None
+        raise RunError(_first_sentence(complaint.getvalue(), flags)) from None
 
 
-def _first_sentence(boxed: str) -> str:
-    """The message inside tyro's box, as one line."""
+def _first_sentence(boxed: str, flags: list[str]) -> str:
+    """The message inside tyro's box, as one line, with the nearest of `flags` to an unknown one."""
     lines = boxed.splitlines()
     # Dashes instead of lines where the terminal cannot draw them. The first rule is the box's top.
     rules = [i for i, line in enumerate(lines) if re.search("─{3}|-{3}", line)] or [-1]
     inside = lines[rules[0] + 1 : rules[1] if len(rules) > 1 else len(lines)]
     text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", " ".join(inside)).split())
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", text)
+    unknown = re.match(r"Unrecognized options: (--)?([^,=\s]+)", text)
+    if unknown and unknown[1]:
+        near = difflib.get_close_matches(unknown[2].replace("_", "-"), flags, 1)
+        text = f"--{unknown[2]}: there is no such flag" + "".join(f", but --{x}" for x in near)
+    elif unknown:
+        text = f"{unknown[2]!r}: a flag's name has to stand before it, such as --env-id"
     return f"{text or 'the command line does not parse'}; see --help"
 
 

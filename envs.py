@@ -9,6 +9,7 @@
 in. They differ where an episode ended. `python envs.py` prints the table of tasks.
 """
 
+import argparse
 import concurrent.futures
 import copy
 import difflib
@@ -16,6 +17,7 @@ import functools
 import importlib
 import importlib.util
 import math
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -431,7 +433,8 @@ def choose_engine(engine: str, supported: tuple[str, ...] = ENGINES) -> str:
         usable = [e for e in wanted if e in supported and all(map(_importable, packages[e]))]
         return usable[0] if usable else "native"
     if engine not in ENGINES:
-        raise UsageError(f"--engine: {engine!r} is not one of auto, {', '.join(ENGINES)}")
+        known = f"{', '.join(ENGINES)} (with --evaluate also dm_control)"
+        raise UsageError(f"--engine: {engine!r} is not one of auto, {known}")
     if engine not in supported:
         known = " or ".join(supported)
         raise UsageError(f"--engine: {engine} cannot step this task; use --engine {known}")
@@ -508,4 +511,6 @@ def task_table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Prints the table of tasks.").parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     print(task_table())

@@ -50,7 +50,7 @@ Solver, Weighting = Literal["euler", "midpoint", "rk4"], Literal["per_sample", "
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Every hyperparameter; the defaults are preset `paper`: the paper's and its code's."""
+    """Every flag. The values here are preset `paper`'s: the paper's and its code's."""
 
     env_id: str = "humanoid-run"  # task, `domain-task`; `python envs.py` lists them
     seed: int = 1  # seed of everything random
@@ -529,8 +529,8 @@ def main(args: Args) -> int:
 
     def evaluation(learner: LearnerState, k: int, index: int) -> Metrics:
         key = jax.random.fold_in(jax.random.key(each[k].seed + EVAL_SEED), index)
-        start, theta = eval_envs[k].reset(jax.random.fold_in(key, 1)), learner.velocity_field.params
-        return env.check(evaluate(theta, start, key, eval_envs[0], args))
+        start = eval_envs[k].reset(jax.random.fold_in(key, MAX_INT))
+        return env.check(evaluate(learner.velocity_field.params, start, key, eval_envs[0], args))
 
     return training.train(
         each,

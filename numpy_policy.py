@@ -42,13 +42,16 @@ def pack(params: Mapping, config: Mapping) -> bytes:
 def load(path: str | os.PathLike) -> Callable[..., np.ndarray]:
     """Returns `act(obs, rng=None)`: (..., O) -> (..., A) float32 in [-1, 1].
 
-    path: the `policy.npz` of a run folder. With a numpy Generator x0 is sampled as in training;
-    without, x0 = 0. A policy trained with --compute-dtype bfloat16 is computed in float32 too.
+    path: a run folder, or the `policy.npz` of one. With a numpy Generator x0 is sampled as in
+    training; without, x0 = 0. A policy trained with --compute-dtype bfloat16 is computed in float32
+    too. `act` raises ValueError for observations of another size.
     """
+    path = os.path.join(path, "policy.npz") if os.path.isdir(path) else path
     with np.load(path) as file:
         p = dict(file)
     steps, solver = int(p.pop("flow_steps")), str(p.pop("ode_solver"))
     h, action_size = np.float32(1 / steps), len(p["Dense_2/bias"])
+    obs_size = len(p["Dense_0/kernel"]) - action_size - 1
 
     def velocity(obs: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
         time = np.full((*x.shape[:-1], 1), t, np.float32)
@@ -59,6 +62,8 @@ def load(path: str | os.PathLike) -> Callable[..., np.ndarray]:
 
     def act(obs: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         obs = np.asarray(obs, np.float32)
+        if obs.shape[-1:] != (obs_size,):
+            raise ValueError(f"obs has shape {obs.shape}, this policy needs (..., {obs_size})")
         x = np.zeros((*obs.shape[:-1], action_size), np.float32)
         if rng is not None:
             x = rng.standard_normal(x.shape, np.float32).clip(-1, 1)

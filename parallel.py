@@ -334,7 +334,8 @@ class SpreadEnv:
     def reset(self, key: jax.Array):
         """As the vector environment's, from initial states that each process draws for itself."""
         process = self._devices.process
-        key = jax.random.fold_in(key, process) if process else key
+        if self._devices.num_processes > 1:
+            key = jax.random.fold_in(key, process)
         return jax.tree.map(lambda x: self._devices.join(x, P(AXIS)), self._env.reset(key))
 
     def refresh(self, state: Any, index: int):

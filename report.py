@@ -11,9 +11,12 @@ statistics, `tables`, `curves` and `page` show them.
 
 import argparse
 import contextlib
+import errno
 import math
+import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -60,9 +63,25 @@ def _positive(text: str) -> float:
     return value
 
 
+def _check_writable(flag: str, file: Path) -> None:
+    """Raises ReportError if `file` could not be written. Leaves nothing behind."""
+    parent = file.parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        os.rmdir(tempfile.mkdtemp(dir=parent))
+    except OSError as error:
+        raise ReportError(f"{flag}: cannot write {file}: {error.strerror}") from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Writes the report and prints where it is. Raises ReportError for bad input."""
     args = parse_args(arguments)
+    _check_writable("--out", args.out / "results.md")
+    if args.html:
+        _check_writable("--html", args.html)
     references = tables.read_references(args.reference)
     runs = find_runs(args.paths)
     groups, replaced = group_runs(runs)

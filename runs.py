@@ -2,10 +2,12 @@
 
 runs/{env_id}__{algorithm}__{seed}__{time}/
     config.json            arguments, versions, git commit, hardware, status
+    params.msgpack         and policy.npz, what `save` of `training.train` writes
     metrics.csv            one row a log call; a cell is empty where a metric was not logged
     events.out.tfevents.*  the same for TensorBoard
     learning_curve.png     drawn by `plot_learning_curve`
     checkpoints/           what `--resume` goes on from; see checkpoints.py
+    evaluation.csv, .json  what `--evaluate` adds; videos/ is `--capture-video`'s; see watch.py
     wandb/                 what `--track` keeps on disk
 """
 
@@ -26,6 +28,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+import checkpoints
 import machine
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
@@ -34,8 +37,8 @@ CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "charts/episodic_return": ("training episodes", "#009E73"),
 }
 # Arguments that a resume may change: none of them changes what a step does.
-CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "runs_dir", "on_nonfinite"}
-CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints", "resume"}
+CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "on_nonfinite", "resume"}
+CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints"}
 CHANGEABLE |= {"track", "capture_video"}
 
 
@@ -49,12 +52,18 @@ class Run:
     `folder`: the run's Path. `config`: what config.json holds.
     """
 
-    def __init__(self, folder: Path, config: dict, step: int | None = None):
-        """step: of a run that goes on from there; what was logged after it is cut off."""
+    def __init__(
+        self, folder: Path, config: dict, step: int | None = None, held: int | None = None
+    ):
+        """step: of a run that goes on from there; what was logged after it is cut off.
+
+        held: what `lock` returned, if the folder is locked already.
+        """
         self.folder = folder
         self.config = config
-        self._lock = lock(folder)
-        self._columns, self._rows = ["step"], []
+        self._lock = lock(folder) if held is None else held
+        self._rows = [] if step is None else _rows_until(folder / "metrics.csv", step)
+        self._columns = list(dict.fromkeys(name for row in self._rows for name in row)) or ["step"]
         self._csv = None
         self._write_config()
         self._events = _Events(folder, step)
@@ -62,16 +71,16 @@ class Run:
             rows = "\n".join(f"|{name}|{value}|" for name, value in config["args"].items())
             self._events.text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
         else:
-            self._rows = _rows_until(folder / "metrics.csv", step)
-            self._columns = list(dict.fromkeys(name for row in self._rows for name in row))
-            self._columns = self._columns or ["step"]
             self._rewrite_csv()
         self._tracker = None
         if config["args"].get("track"):
             try:
                 self._tracker = _start_tracking(self)
-            except RunError as error:
-                self.finish("failed", one_line(error))
+                for row in self._rows:  # of a resume: what a kill left there is not known
+                    values = {k: float(v) for k, v in row.items() if k != "step"}
+                    self._track("log", values, step=int(row["step"]))
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
                 raise
 
     @classmethod
@@ -97,7 +106,7 @@ class Run:
         )
 
     @classmethod
-    def reopen(cls, folder: Path, step: int, changed: dict) -> "Run":
+    def reopen(cls, folder: Path, step: int, changed: dict, held: int | None = None) -> "Run":
         """Goes on with a folder after `step`. `changed`: arguments that have other values now.
 
         config.json keeps what it says of the beginning, and lists under "resumed" step, time,
@@ -111,17 +120,17 @@ class Run:
         config["args"] |= changed
         config["resumed"] = [
             *config.get("resumed", []),
-            this | {"versions": machine.versions(), "git": git},
+            this | {"versions": machine.versions(), "git": git, "hardware": machine.hardware()},
         ]
         config["status"] = "running"
         for name in ("ended", "error"):
             config.pop(name, None)
-        return cls(folder, config, step)
+        return cls(folder, config, step, held)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes one row of scalars at `step` environment steps, on disk when this returns.
+        """Writes one row of scalars at `step` environment steps; a kill after this leaves it there.
 
-        NaN and infinities are written as they are.
+        NaN and infinities are written as they are. `sync` is what outlasts a loss of power.
         """
         row = {"step": str(int(step))}
         row |= {name: format(float(value), ".9g") for name, value in metrics.items()}
@@ -134,14 +143,14 @@ class Run:
             csv.DictWriter(self._csv, self._columns, restval="").writerow(row)
             self._csv.flush()
         self._events.scalars(step, metrics)
-        if self._tracker is not None:
-            self._tracker.log({k: float(v) for k, v in metrics.items()}, step=int(step))
+        self._track("log", {k: float(v) for k, v in metrics.items()}, step=int(step))
 
     def sync(self) -> None:
         """Has the system write the rows to disk: a checkpoint that comes after relies on them."""
         if self._csv is not None:
             os.fsync(self._csv.fileno())
         self._events.sync()
+        checkpoints.sync_entry(self.folder)  # a new name for metrics.csv
 
     def save_bytes(self, name: str, data: bytes) -> Path:
         """Writes `folder/name` whole or not at all, and returns its path."""
@@ -162,8 +171,7 @@ class Run:
             if self._csv is not None:
                 self._csv.close()
             os.close(self._lock)
-            if self._tracker is not None:
-                self._tracker.finish(exit_code=0 if status == "finished" else 1)
+            self._track("finish", exit_code=0 if status == "finished" else 1)
 
     def __enter__(self) -> "Run":
         return self
@@ -176,6 +184,17 @@ class Run:
         except OSError:
             if kind is None:  # else what ended the run is to be told, not that it is not in here
                 raise
+
+    def _track(self, method: str, *arguments, **named) -> None:
+        """Calls the tracker. Where it fails the run goes on without it, and says so."""
+        if self._tracker is None:
+            return
+        try:
+            getattr(self._tracker, method)(*arguments, **named)
+        except Exception as error:
+            self._tracker = None
+            text = f"--track: Weights & Biases failed, going on without: {one_line(error)}"
+            print(text, file=sys.stderr, flush=True)
 
     def _write_config(self) -> None:
         text = json.dumps(self.config, indent=2, default=str) + "\n"
@@ -200,8 +219,9 @@ class _Events:
     def __init__(self, folder: Path, resumed_from: int | None = None):
         # Its only warning is for NaN, which is the rule until the first episode has ended.
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-        number = len(list(folder.glob("events.out.tfevents.*")))  # two may begin in one second
-        self._writer = EventsWriter(str(folder / "events"), f".{number}")
+        before = set(folder.glob("events.out.tfevents.*"))  # two may begin in one second
+        self._writer = EventsWriter(str(folder / "events"), f".{len(before)}")
+        (self._path,) = set(folder.glob("events.out.tfevents.*")) - before
         if resumed_from is not None:  # readers drop all from this step on in the files before
             start = SessionLog(status=SessionLog.START)
             self._write(Event(step=resumed_from + 1, session_log=start))
@@ -216,6 +236,7 @@ class _Events:
 
     def sync(self) -> None:
         self._writer.flush()
+        checkpoints.sync_entry(self._path)
 
     def close(self) -> None:
         self._writer.close()
@@ -276,8 +297,11 @@ def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
     """The rows of a metrics.csv up to `step`, as `Run.log` made them; after a kill, too."""
     text = path.read_text() if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
-    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
-    return [row for row in rows if int(row["step"]) <= step]
+    rows = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
+    try:
+        return [row for row in rows if int(row["step"]) <= step]
+    except (KeyError, ValueError):
+        raise RunError(f"--resume: {path} is damaged: a row has no step; mend it first") from None
 
 
 def one_line(error: BaseException) -> str:

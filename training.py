@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +34,16 @@ ALIKE |= {"log_interval": "{} steps a chunk"}
 
 
 def train(
-    each,
+    each: list[Any],
     algorithm: str,
     steps_per_chunk: int,
-    train_envs: list,
-    states: list,
-    chunk,
-    evaluation,
-    save,
+    train_envs: list[Any],
+    states: list[Any],
+    chunk: Callable[[Any], tuple[Any, dict[str, jax.Array]]],
+    evaluation: Callable[[Any, int, int], dict[str, jax.Array]],
+    save: Callable[[runs.Run, Any], Any],
     devices: parallel.Devices,
-    watch=None,
+    watch: Callable[[Any, Path], None] | None = None,
 ) -> int:
     """Trains K runs, a seed each, chunk after chunk. Returns the exit code.
 
@@ -52,7 +53,8 @@ def train(
     Args:
       each: K dataclasses of arguments, alike but for `seed`, with env_id, total_timesteps,
         eval_interval and checkpoint_interval (in steps), keep_checkpoints, checkpoint_replay,
-        on_nonfinite, runs_dir, and resume: "" or, K being 1, the folder of the run to go on with.
+        on_nonfinite, capture_video, runs_dir, and resume: "" or, K being 1, the folder of the run
+        to go on with.
       algorithm: part of the folder's name.
       steps_per_chunk: environment steps of one run that one chunk takes.
       train_envs: K vector environments, of which `refresh` is called after each chunk, with its
@@ -65,7 +67,7 @@ def train(
         updates so far, "charts/episodic_return" is shown, and "charts/nonfinite_losses" and
         "charts/nonfinite_rewards" end the program unless they are 0 or on_nonfinite is "skip".
       evaluation: (learner, k, index) -> name -> returns of some episodes, an array.
-      save: (run, learner) -> None.
+      save: (run, learner) -> what is not used; writes what was learned into the run's folder.
       devices: what to train on.
       watch: (arguments, run folder) -> None, called of each finished run that has capture_video.
 
@@ -84,11 +86,7 @@ def train(
     del states  # the chunk donates a single one
     keeper = Keeper(each, devices, steps_per_chunk, engine)
     at = keeper.find() if args.resume else Progressed()
-    print("compiling the training loop ...", flush=True)
-    start = time.perf_counter()
-    chunk = devices.program(chunk, state, num_runs).lower(state).compile()
-    seconds, gib = time.perf_counter() - start, chunk.memory_analysis().temp_size_in_bytes / 2**30
-    print(f"compiled in {seconds:.0f} s; running it takes {gib:.2f} GiB more", flush=True)
+    chunk = _compiled(devices.program(chunk, state, num_runs), state)
     if args.resume:
         state = keeper.restore(state)
     began -= at.seconds
@@ -96,13 +94,13 @@ def train(
     def learner(k: int):
         return devices.local(parallel.of_seed(state.learner, k, num_runs))
 
-    evaluated = False
+    evaluated, folders, stopping = False, [], 0
     with contextlib.ExitStack() as stack:
-        folders = [_open(one, algorithm, at.step) for one in each] if devices.is_main else []
-        keeper.folders = [run.folder for run in folders]
-        for run in folders:
-            stack.enter_context(run)
+        for one in each if devices.is_main else []:
+            run = _open(one, algorithm, at.step, keeper.lock)
+            folders.append(stack.enter_context(run))
             print(f"run folder {run.folder}", flush=True)
+        keeper.folders = [run.folder for run in folders]
         stop = stack.enter_context(StopSignal())
         total = num_chunks * steps_per_chunk
         progress = stack.enter_context(Progress(total, at.step, shown=devices.is_main))
@@ -114,18 +112,19 @@ def train(
             updates = metrics[0]["charts/updates"]
             rates = {"charts/SPS": steps_per_chunk / seconds}
             rates["charts/UPS"] = (updates - at.updates) / seconds
-            envs = [parallel.of_seed(state.env, k, num_runs) for k in range(num_runs)]
-            envs = [e.refresh(part, index) for e, part in zip(train_envs, envs, strict=True)]
-            state = state.replace(env=parallel.stack_seeds(envs))
+            state = state.replace(env=_refreshed(state.env, train_envs, index))
             failed = any(_faults(row, one) for row, one in zip(metrics, each, strict=True))
             if (index % per_eval == 0 or index == num_chunks) and not failed:
                 if not evaluated:
                     progress.write("evaluating; the first time compiles ...")
                 evaluated = True
+                keeper.check(state, step)  # before what it is of overwrites what was saved
                 for k, run in enumerate(folders):
                     returns = evaluation(learner(k), k, index)
                     metrics[k] |= _evaluation_metrics(returns, train_envs[0].success)
                     save(run, learner(k))
+                if devices.is_main:
+                    progress.write(f"step {step:,}: {_evaluated(metrics)}")
             rates["charts/seconds"] = time.perf_counter() - began
             for run, row in zip(folders, metrics, strict=devices.is_main):
                 if not failed:  # then nan is a mean over nothing (no episode ended): left out
@@ -133,28 +132,30 @@ def train(
                 run.log(step, row | rates)
             if failed:
                 keeper.give_up(step, metrics)
-            returns = [row["charts/episodic_return"] for row in metrics if _episodes_ended(row)]
-            last_return = sum(returns) / len(returns) if returns else at.last_return
+            last_return = _mean_return(metrics, at.last_return)
             at = Progressed(step, index, rates["charts/seconds"], updates, last_return)
             progress.update(step, last_return, rates["charts/SPS"], rates["charts/UPS"])
-            stop.requested = devices.agree(stop.requested or 0) or None
-            if index % per_checkpoint == 0 or index == num_chunks or stop.requested:
+            # One answer for all that follows: a signal may come at any time. None for the last.
+            stopping = devices.agree(stop.requested or 0) if index < num_chunks else 0
+            if index % per_checkpoint == 0 or index == num_chunks or stopping:
                 for run in folders:
                     run.sync()
                 keeper.save(state, at)
-            if stop.requested:
+            if stopping:
                 break
         for k, run in enumerate(folders):
             save(run, learner(k))
-            runs.plot_learning_curve(run.folder)
-            run.finish("interrupted" if stop.requested else "finished")
-    if stop.requested:
+            run.finish("interrupted" if stopping else "finished")
+            with contextlib.suppress(OSError):  # a full disk: what was learned is on it
+                runs.plot_learning_curve(run.folder)
+    state = None  # a video's program may need the memory
+    if stopping:
         keeper.tell_how_to_resume(at.step)
     for one, run in zip(each, folders, strict=devices.is_main):
-        if watch and one.capture_video and not stop.requested:  # who stops a run does not wait
+        if watch and one.capture_video and not stopping:  # who stops a run does not wait
             watch(one, run.folder)
     devices.agree(0)  # the processes leave together
-    return stop.exit_code
+    return 128 + stopping if stopping else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +179,7 @@ class Keeper:
         self.each, self.devices = each, devices
         self.folders: list[Path] = []
         self._found: checkpoints.Checkpoint | None = None
+        self.lock: int | None = None  # of the run to resume
         self._alike = dict(engine=engine, num_devices=devices.count)
         self._alike |= dict(distributed=devices.num_processes, log_interval=steps_per_chunk)
 
@@ -188,18 +190,23 @@ class Keeper:
           FloatingPointError: something that was learned is not finite: what is on disk stays.
           checkpoints.SaveError: the disk is full.
         """
+        self.check(state, at.step)
         for k, args in enumerate(self.each):
             kept = state if args.checkpoint_replay else state.replace(replay=None)
             arrays = checkpoints.flatten(kept, functools.partial(self._own, k=k))
-            names = [name for name in arrays if name.startswith("learner/")]
-            bad = [name for name in names if not np.isfinite(arrays[name]).all()]
-            if bad:
-                self._stop(at.step, k, bad[0])
             host = {"run": dataclasses.asdict(at), "replay": args.checkpoint_replay}
             if self.folders:
                 folder = self.folders[k] / "checkpoints"
                 host |= {"alike": self._alike}
                 checkpoints.save(folder, at.step, arrays, host, args.keep_checkpoints)
+
+    def check(self, state, step: int) -> None:
+        """Raises FloatingPointError if something that was learned is not finite. All call."""
+        for k in range(len(self.each)):
+            arrays = checkpoints.flatten(state.learner, functools.partial(self._own, k=k))
+            bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+            if bad:
+                self._stop(step, k, f"learner/{bad[0]}")
 
     def _own(self, leaf, k: int) -> np.ndarray:
         return self.devices.gather(parallel.of_seed(leaf, k, len(self.each)))
@@ -210,12 +217,18 @@ class Keeper:
         Raises RunError if there is none, or one from other circumstances than these.
         """
         folder, is_main = Path(self.each[0].resume) / "checkpoints", self.devices.is_main
+        self.devices.agree(0)  # by now all have looked whether another is at work
+        self.lock = runs.lock(folder.parent) if is_main else None
         found = checkpoints.newest(folder) if is_main else None
-        step = self.devices.agree(found.host["run"]["chunk"] if found else 0)
-        if not step:
+        chunk = self.devices.agree(found.host["run"]["chunk"] if found else 0)
+        if not chunk:
             raise RunError(f"--resume: no checkpoint in '{folder}' is whole; begin a new run")
         if not is_main:
-            found = checkpoints.at(folder, step * self._alike["log_interval"])
+            try:
+                found = checkpoints.at(folder, chunk * self._alike["log_interval"])
+            except checkpoints.DamagedError as error:
+                text = f"every process has to see '{folder}' ({error})"
+                raise RunError(f"--resume: {text}") from None
         for name, here in self._alike.items():
             then = found.host["alike"][name]
             if here != then:
@@ -228,14 +241,17 @@ class Keeper:
     def restore(self, state):
         """The state of the checkpoint found, in place of `state`, whose memory is given back.
 
+        One array after the other: all of the checkpoint is in memory beside `state` before.
+
         Raises RunError if it is of another version of the program.
         """
         folder = self.each[0].resume
         like = state if self._found.host["replay"] else state.replace(replay=None)
         try:
             restored = checkpoints.unflatten(like, self._found.load(), self.devices.scatter)
-        except (checkpoints.DamagedError, ValueError) as error:
-            raise RunError(f"--resume: cannot go on with '{folder}': {error}") from None
+        except (checkpoints.DamagedError, ValueError, OSError, KeyError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise RunError(f"--resume: cannot go on with '{folder}': {text}") from None
         print(f"going on from {self._found.path}", flush=True)
         if self._found.host["replay"]:
             return restored
@@ -272,12 +288,35 @@ def _resume_command(folder: Path) -> str:
     return f"python {sys.argv[0]} --resume {shlex.quote(str(folder))}"
 
 
-def _open(args, algorithm: str, step: int) -> runs.Run:
+def _compiled(program, state):
+    """The compiled program of a chunk; says how long it took and what it takes."""
+    print("compiling the training loop ...", flush=True)
+    start = time.perf_counter()
+    chunk = program.lower(state).compile()
+    seconds, gib = time.perf_counter() - start, chunk.memory_analysis().temp_size_in_bytes / 2**30
+    print(f"compiled in {seconds:.0f} s; running it takes {gib:.2f} GiB more", flush=True)
+    return chunk
+
+
+def _refreshed(states, train_envs: list, index: int):
+    """Environment states of K seeds with new initial states for later episodes."""
+    each = [parallel.of_seed(states, k, len(train_envs)) for k in range(len(train_envs))]
+    each = [env.refresh(own, index) for env, own in zip(train_envs, each, strict=True)]
+    return parallel.stack_seeds(each)
+
+
+def _mean_return(metrics: list[dict[str, float]], last: float) -> float:
+    """Return of the training episodes that ended, mean over seeds; `last` if none did."""
+    returns = [row["charts/episodic_return"] for row in metrics if _episodes_ended(row)]
+    return sum(returns) / len(returns) if returns else last
+
+
+def _open(args, algorithm: str, step: int, held: int | None) -> runs.Run:
     config = dataclasses.asdict(args)
     if not args.resume:
         return runs.Run.create(Path(args.runs_dir), args.env_id, algorithm, args.seed, config)
-    changed = set(config) & runs.CHANGEABLE - {"resume", "runs_dir"}
-    return runs.Run.reopen(Path(args.resume), step, {name: config[name] for name in changed})
+    changed = set(config) & runs.CHANGEABLE - {"resume"}
+    return runs.Run.reopen(Path(args.resume), step, {name: config[name] for name in changed}, held)
 
 
 def _by_run(metrics: dict, num_runs: int) -> list[dict[str, float]]:
@@ -287,6 +326,17 @@ def _by_run(metrics: dict, num_runs: int) -> list[dict[str, float]]:
 
 def _episodes_ended(row: dict[str, float]) -> bool:
     return not math.isnan(row.get("charts/episodic_return", math.nan))
+
+
+def _evaluated(metrics: list[dict[str, float]]) -> str:
+    """Returns of evaluation, means over seeds, for people."""
+    means = {}
+    for kind in ("sampled", "deterministic"):
+        name = f"eval/episodic_return_{kind}"
+        means[kind] = sum(row.get(name, math.nan) for row in metrics) / len(metrics)
+    several = f", mean of {len(metrics)} seeds" if len(metrics) > 1 else ""
+    values = f"{means['sampled']:.1f} (sampled x0), {means['deterministic']:.1f} (x0 = 0)"
+    return f"evaluation return {values}{several}"
 
 
 def _evaluation_metrics(evaluation: dict, success: float | None) -> dict[str, float]:
@@ -353,7 +403,12 @@ def describe(args, env, state, devices: parallel.Devices) -> str:
             runs.check_tracking()
     copies, replay_data = args.num_seeds, state.replay.data
     check_memory(state.learner, "--hidden-size", copies)
-    gib = check_memory(replay_data, "--buffer-size", copies * devices.share()) / devices.share()
+    if copies > 1 and args.on_nonfinite == "skip":  # then seeds would count different updates
+        raise RunError("--on-nonfinite: skip is for one seed at a time; use --num-seeds 1")
+    # On a CPU a checkpoint, of one seed after the other, is written from a copy of the replay.
+    written = bool(args.checkpoint_replay) if jax.default_backend() == "cpu" else 0
+    check_memory(replay_data, "--buffer-size", copies * devices.share() + written)
+    gib = copies * num_bytes(replay_data) / 2**30
     capacity = jax.tree.leaves(replay_data)[0].shape[0]
     if capacity < args.batch_size:
         needed = f"a batch of {args.batch_size} and {env.num_envs} environments"
@@ -367,6 +422,8 @@ def describe(args, env, state, devices: parallel.Devices) -> str:
     split = [env.num_envs, args.batch_size, capacity]
     each = "{:,} environments, {:,} transitions of a batch, {:,} of the replay"
     each = "\neach device: " + each.format(*(number // devices.count for number in split))
+    never = f"\nno update will be made: --learning-starts {args.learning_starts:,} is not below "
+    never += f"--total-timesteps {args.total_timesteps:,}"
     return (
         f"{devices.describe()}, engine {env.engine}, preset {args.preset}\n"
         f"{args.env_id}: {env.num_envs} environments, {env.observation_size} observations, "
@@ -374,6 +431,7 @@ def describe(args, env, state, devices: parallel.Devices) -> str:
         f"networks: width {args.hidden_size}, parameters: {sizes}\n"
         f"replay: {capacity:,} transitions{total}; environments {env_gib:.3f} GiB"
         + (each if devices.count > 1 else "")
+        + (never if args.learning_starts >= args.total_timesteps else "")
     )
 
 

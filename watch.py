@@ -95,7 +95,7 @@ def _motion(env: envs.VectorEnv, start: envs.EnvState, poses: list[np.ndarray]) 
 def starts(env: envs.VectorEnv, seed: int) -> envs.EnvState:
     """The first N initial states of `seed`: no two are one draw, and they are any engine's."""
     if env.task is None:
-        return env.reset(jax.random.key(seed))
+        return env.reset(jax.random.fold_in(jax.random.key(seed), 2**30))  # no time step
     states, episode = env._initial.draw(0, env.num_envs)
     return env.reset_to(states["qpos"], states["qvel"], states["act"], episode)
 

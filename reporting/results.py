@@ -22,8 +22,9 @@ KINDS = {"sampled": "sampled x0", "deterministic": "x0 = 0"}  # of evaluation, a
 AXES = {"step": "environment steps", "minutes": "minutes of wall-clock"}
 # Flags that change neither what is learnt nor from what: runs that differ in them share a row.
 NOT_SETTINGS = {"env_id", "seed", "num_seeds", "num_threads", "runs_dir", "resume"}
-NOT_SETTINGS |= {"evaluate", "capture_video", "track"}
-NOT_SETTINGS |= {"total_timesteps", "log_interval", "eval_interval", "warp_headroom"}
+NOT_SETTINGS |= {"evaluate", "capture_video", "track", "checkpoint_interval", "keep_checkpoints"}
+NOT_SETTINGS |= {"total_timesteps", "log_interval", "eval_interval", "eval_episodes"}
+NOT_SETTINGS |= {"warp_headroom"}
 SILENCE = 900.0  # seconds without a row after which a run that says "running" counts as killed
 
 
@@ -172,7 +173,10 @@ def read_run(place: Path, now: float, ledger: dict[str, str] | None = None) -> R
         step=np.array([int(row["step"]) for row, _ in pairs], dtype=int),
         minutes=np.array([s / 60 for _, s in pairs]),
         returns=returns,
-        total_minutes=_minutes_between(config.get("started"), config.get("ended")),
+        # Of a resumed run the time between counts the pause too; charts/seconds does not.
+        total_minutes=(seconds[-1] / 60 if len(seconds) else math.nan)
+        if config.get("resumed")
+        else _minutes_between(config.get("started"), config.get("ended")),
     )
 
 
@@ -328,6 +332,7 @@ def _differences(runs: Iterable[Run]) -> list[str]:
         "--num-seeds": lambda c: c.get("args", {}).get("num_seeds", 1),
     }
     configs = [run.config for run in runs if run.config]
+    configs += [config | again for config in configs for again in config.get("resumed", [])]
     notes = []
     for name, look in looks.items():
         values = {json.dumps(look(config), sort_keys=True) for config in configs}

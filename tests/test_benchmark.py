@@ -223,6 +223,26 @@ def test_what_is_half_done_is_resumed(bench, can_resume):
         assert len(folders) == 4
 
 
+@pytest.mark.parametrize(
+    ("error", "has_checkpoint", "goes_on"),
+    [
+        ("OSError: No space left on device", True, True),
+        ("OSError: No space left on device", False, False),
+        ("FloatingPointError: not finite at step 5", True, False),
+    ],
+)
+def test_a_failed_run_goes_on_if_what_it_learned_is_sound(bench, error, has_checkpoint, goes_on):
+    (bench.folder / "flowrl_jax.py").write_text(PROGRAM.replace("RESUME", "--resume STR"))
+    folder = bench.out / "runs" / "ok-a__flowrl_jax__1__20261120-000000"
+    folder.mkdir(parents=True)
+    config = {"args": {"env_id": "ok-a", "seed": 1}, "status": "failed", "error": error}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    if has_checkpoint:
+        (folder / "checkpoints" / "000000000100").mkdir(parents=True)
+    shown = bench("--tasks", "ok-a", "--seeds", "1", "--devices", "cpu", "--dry-run").stdout
+    assert ("flowrl_jax.py --resume" in shown) == goes_on
+
+
 @pytest.mark.parametrize(("to_group", "number"), [(True, signal.SIGINT), (False, signal.SIGTERM)])
 def test_a_stop_reaches_each_run_once_and_waits_for_it(bench, to_group, number):
     """A terminal's Ctrl-C goes to the whole foreground group, `kill` to benchmark.sh only."""

@@ -143,7 +143,7 @@ def test_a_tree_comes_back_as_it_was():
     arrays = checkpoints.flatten(tree, devices.gather)
     assert set(arrays) == {"ring/data", "ring/position", "ring/size", "keys", "key", "n/0"}
     expected = {name: array.copy() for name, array in arrays.items()}
-    back = checkpoints.unflatten(other, arrays, devices.scatter)
+    back = checkpoints.unflatten(other, dict(arrays), devices.scatter)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     assert back["none"].shape == (2, 0)
     assert jax.random.normal(back["key"]) == jax.random.normal(tree["key"])
@@ -406,7 +406,7 @@ def test_each_of_several_seeds_goes_on_alone(tmp_path):
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-6)
     assert [r["step"] for r in read_rows(folders[1])] == [r["step"] for r in read_rows(reference)]
-    with pytest.raises(runs.RunError, match="--num-seeds: 3 is in conflict"):
+    with pytest.raises(runs.RunError, match="--num-seeds: each seed is resumed alone"):
         resumed(folders[0], "--num-seeds", "3")
 
 
@@ -517,7 +517,7 @@ def test_what_is_not_finite_ends_the_run_and_spoils_no_checkpoint(tmp_path, kind
     assert config["status"] == "failed"
     assert "not finite at step 60" in config["error"]
     rows = read_rows(folder)
-    assert rows[-1]["step"] == "60"
+    assert rows[-1]["step"] == ("50" if kind == "parameter" else "60")  # found before it is logged
     # From there it can go on with the other rule.
     if kind != "parameter":
         assert train(resumed(folder, "--on-nonfinite", "skip"), faulty(kind, 6)) == 0
@@ -606,6 +606,8 @@ def folder(tmp_path):
         (["--eval-interval", "10"], "--eval-interval: 10 is in conflict"),
         (["--total-timesteps", "60"], "--total-timesteps: 60 is less than the 120"),
         (["--gama", "1"], "--gama"),
+        (["--runs-dir", "elsewhere"], "--runs-dir: elsewhere is in conflict"),
+        (["--num-seeds", "2"], "--num-seeds: each seed is resumed alone"),
     ],
 )
 def test_flags_in_conflict_are_named_and_nothing_is_touched(folder, flags, says):
@@ -617,7 +619,7 @@ def test_flags_in_conflict_are_named_and_nothing_is_touched(folder, flags, says)
 
 
 def test_flags_that_change_nothing_are_taken(folder):
-    flags = ["--gamma", "0.5", "--preset", "auto", "--runs-dir", "elsewhere", "--seed", "1"]
+    flags = ["--gamma", "0.5", "--preset", "auto", "--seed", "1"]
     flags += ["--checkpoint-interval", "40", "--keep-checkpoints", "1"]
     args = resumed(folder, *flags)
     assert args.checkpoint_interval == 40
@@ -664,6 +666,69 @@ def test_a_run_at_work_is_refused(tmp_path):
                 resumed(folder)
 
     assert train(Probe(str(tmp_path)), evaluation=evaluation) == 0
+
+
+def test_who_resumes_holds_the_folder_while_it_compiles(folder, monkeypatch):
+    """Else a second one cut the rows of the first, which had gone on in the meantime."""
+    args, program, other = resumed(folder), parallel.Devices.program, []
+
+    def compiling(self, *arguments):
+        if not other:
+            other.append(1)
+            with pytest.raises(runs.RunError, match="another process is at work"):
+                train(args)
+        return program(self, *arguments)
+
+    monkeypatch.setattr(parallel.Devices, "program", compiling)
+    assert train(args) == 0
+    assert [int(row["step"]) for row in read_rows(folder)] == list(range(10, 121, 10))
+
+
+def test_a_signal_in_the_last_checkpoint_finds_a_finished_run(tmp_path, monkeypatch):
+    save = checkpoints.save
+
+    def then_a_signal(folder, step, *arguments):
+        path = save(folder, step, *arguments)
+        if step == 120:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return path
+
+    monkeypatch.setattr(checkpoints, "save", then_a_signal)
+    assert train(Probe(str(tmp_path))) == 0
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "config.json").read_text())["status"] == "finished"
+
+
+def test_parameters_that_are_not_finite_overwrite_no_policy(tmp_path):
+    def chunk(state, args):
+        after, metrics = probe_chunk(state, args)
+        w = jnp.where(after.num_steps >= 60, jnp.nan, after.learner["w"])
+        metrics |= {"losses/w": jnp.zeros(()), "losses/late": jnp.zeros(())}  # too late to tell
+        return after.replace(learner=after.learner | {"w": w}), metrics
+
+    with pytest.raises(FloatingPointError, match=r"step 60, .*learner/w; last good .*step 50"):
+        train(Probe(str(tmp_path), checkpoint_interval=50), chunk=chunk)
+    (folder,) = tmp_path.iterdir()
+    assert np.isfinite(np.frombuffer((folder / "params.msgpack").read_bytes()[-12:], "f4")).all()
+
+
+def test_a_curve_that_cannot_be_drawn_fails_no_run(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "plot_learning_curve", full)
+    assert train(Probe(str(tmp_path))) == 0
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "config.json").read_text())["status"] == "finished"
+
+
+def test_rows_without_a_step_are_one_line_and_nothing_is_touched(folder):
+    text = (folder / "metrics.csv").read_text()
+    (folder / "metrics.csv").write_text(text.replace("step", "stop", 1))
+    before = on_disk(folder)
+    with pytest.raises(runs.RunError, match=r"--resume: .*metrics.csv is damaged"):
+        train(resumed(folder))
+    assert on_disk(folder) == before
 
 
 def test_rows_are_cut_behind_the_checkpoint_and_half_ones_too(tmp_path):
@@ -777,6 +842,8 @@ def test_a_kill_and_a_resume_are_bit_for_bit_no_kill(tmp_path):
     killed_and_resumed(tmp_path, 3, 0, total_timesteps=1600, checkpoint_interval=160)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twenty_kills_at_random_moments(tmp_path):
-    killed_and_resumed(tmp_path, 20, 1, total_timesteps=4_000, checkpoint_interval=80)
+    """About a third of them while a checkpoint is written."""
+    work = dict(updates_per_step=8, checkpoint_interval=400)
+    killed_and_resumed(tmp_path, 20, 1, total_timesteps=8_000, **work)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 import typing
@@ -213,4 +214,23 @@ def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():
     drawn = "╭─ Parsing error ─────╮\n│ No such flag: --sed │\n│ ─────────────────── │\n│ more │"
     dashes = " Parsing error \n ------------ \n  No such flag: --sed \n  -----------\n  more \n"
     for boxed in (drawn, dashes):
-        assert command_line._first_sentence(boxed) == "No such flag: --sed; see --help"
+        assert command_line._first_sentence(boxed, []) == "No such flag: --sed; see --help"
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["--env-idd", "x"], "--env-idd: there is no such flag, but --env-id"),
+        (["--total_timestep=9"], "--total.timestep: there is no such flag, but --total-timesteps"),
+        (["cartpole-balance"], "'cartpole-balance': a flag's name has to stand before it"),
+        (["--seed", "1e6"], "'1e6' is no whole number"),
+        (["--resume", ""], "--resume: needs a run folder"),
+        (["--num-seeds=2", "--on-nonfinite=skip"], "--on-nonfinite: .* use --num-seeds 1"),
+        (["--resume"], "--resume: needs a run folder"),
+        (["--engine", "nativ"], "--engine: 'nativ' is not one of auto, .*dm_control"),
+    ],
+)
+def test_the_line_says_what_to_change(typed, says, here):
+    code, error, _ = run([*SMALL, *typed])
+    assert code == 2
+    assert re.search(says, error), error

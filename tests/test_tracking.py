@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 import types
 
 import pytest
@@ -114,6 +115,34 @@ def test_a_server_that_refuses_ends_the_run_as_failed(tmp_path, monkeypatch):
     assert "--track" in config["error"]
 
 
+def test_a_tracker_that_fails_fails_no_run(tmp_path, monkeypatch, capsys):
+    def gone(metrics, step):
+        raise ConnectionError("the service is gone")
+
+    package = use(monkeypatch, Wandb())
+    with make_run(tmp_path) as run:
+        package.started[0].log = gone
+        run.log(10, {"a": 1.0})
+        run.log(20, {"a": 2.0})
+    assert json.loads((run.folder / "config.json").read_text())["status"] == "finished"
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("--track: ")
+    assert "going on without: ConnectionError: the service is gone" in told
+
+
+def test_a_resume_goes_on_with_the_same_and_gives_it_all_rows(tmp_path, monkeypatch):
+    """What was logged before a kill may never have reached it."""
+    package = use(monkeypatch, Wandb())
+    first = make_run(tmp_path)
+    for step in (10, 20, 30):
+        first.log(step, {"a": step / 10})
+    first.finish("interrupted")
+    with runs.Run.reopen(first.folder, 20, {}) as again:
+        again.log(30, {"a": 4.0})
+    assert package.started[1].rows == [(10, {"a": 1.0}), (20, {"a": 2.0}), (30, {"a": 4.0})]
+    assert package.started[1].options["id"] == "id0"
+
+
 def test_offline_run_is_on_disk(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="optional: pip install -r requirements-optional.txt")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -121,5 +150,8 @@ def test_offline_run_is_on_disk(tmp_path, monkeypatch):
         run.log(10, {"charts/a_name_to_find": 1.5})
         run.log(20, {"charts/a_name_to_find": 2.5})
     (record,) = (run.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"charts/a_name_to_find" in record.read_bytes()
+    deadline = time.monotonic() + 30  # its own process writes it, a little later
+    while b"charts/a_name_to_find" not in record.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert os.listdir(tmp_path) == [run.folder.name]

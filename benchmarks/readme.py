@@ -12,6 +12,7 @@ import inspect
 import pathlib
 import re
 import sys
+import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -47,12 +48,14 @@ def markdown(header: str, lines: list[tuple]) -> str:
 def flags() -> str:
     """Every flag: its values in each preset, and the comment beside its field."""
     comments = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(flowrl.Args), re.M))
-    lines = []
+    lines, types = [], typing.get_type_hints(flowrl.Args)
     for field in dataclasses.fields(flowrl.Args):
         values = [preset.get(field.name, field.default) for preset in flowrl.PRESETS.values()]
         shown = [f"{v:,}" if type(v) is int else f"{v}".lower() for v in values]
         shown = [text or '""' for text in shown]
         meaning = comments[field.name].replace("|", "\\|")
+        choices = typing.get_args(types[field.name])
+        meaning += f" ({', '.join(choices)})" if choices else ""
         lines.append((f"`--{field.name.replace('_', '-')}`", *shown, meaning))
     return markdown(f"flag | {' | '.join(flowrl.PRESETS)} | meaning", lines)
 

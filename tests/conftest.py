@@ -1,4 +1,4 @@
-"""What all tests share: no display, quick compiling, compiled programs kept between runs."""
+"""What all tests share: no display, compiled programs kept between runs."""
 
 import contextlib
 import ctypes
@@ -6,8 +6,6 @@ import os
 import pathlib
 
 os.environ.setdefault("MUJOCO_GL", "disable")
-# Nearly all of the tests' time is compiling: this saves two fifths of it, also in what they start.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -167,7 +167,7 @@ def test_any_command_line_trains_or_is_refused_in_one_line(here):
     assert 0.1 < seen.count(0) / len(seen) < 0.9, "both are tried"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_command_lines(here):
     """COMMAND_LINES=5000 tries as many others; without it they are always the same ones."""
     wanted = os.environ.get("COMMAND_LINES")

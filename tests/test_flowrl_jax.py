@@ -553,7 +553,7 @@ def test_program_leaves_a_whole_run_folder(tmp_path):
     assert "eval/episodic_return_sampled" in rows[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seeds_have_a_run_folder_each(tmp_path):
     command = program(*TINY, "--total-timesteps", "400", "--num-seeds", "2", folder=tmp_path)
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
@@ -569,8 +569,13 @@ def test_seeds_have_a_run_folder_each(tmp_path):
     assert all("eval/episodic_return_sampled" in text for text in texts)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_says_so(tmp_path, number, code):
     command = program(*TINY, "--total-timesteps", "10000000", folder=tmp_path)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

@@ -371,7 +371,7 @@ def agrees(name: str, engine: str, tolerance: float) -> None:
     assert result.ends_that_differ == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not envs._importable("warp"), reason="no warp-lang: `pip install -r requirements-warp.txt`"
 )
@@ -380,7 +380,7 @@ def test_warp_agrees_with_the_reference(name):
     agrees(name, "warp", 2e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mjx_agrees_with_the_reference():
     agrees("walk", "mjx", 5e-5)
 

@@ -395,7 +395,7 @@ def test_nothing_to_join_is_one_line(variables, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_one_run(tmp_path):
     command = [*command_line(tmp_path, num_devices=0), "--distributed"]
     with two_processes(command, devices_each=2) as processes:
@@ -497,7 +497,7 @@ def test_the_end_of_one_process_ends_all(victim, number, tmp_path):
     assert status == ("failed" if survivor == 0 else "running")  # nobody is left to say so
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_resume_after_the_end_of_one(tmp_path):
     long = dict(num_devices=0, total_timesteps=1600, checkpoint_interval=160)
     folders = []

@@ -12,11 +12,13 @@ from tasks.base import episode_rows, read_rows
 N = 4
 # The hand's touch sensors: random play does not grasp.
 UNTOUCHED = {"manipulator": range(24, 29), "stacker": range(24, 29)}
+LONG = ("dog-stand", "dog-walk", "dog-trot", "humanoid_CMU-stand", "humanoid_CMU-walk")
 SLOW = ("dog", "manipulator", "stacker", "humanoid_CMU", "quadruped")
 
 
 def slow(env_id: str):
     marks = [pytest.mark.slow] if env_id.split("-")[0] in SLOW else []
+    marks = [pytest.mark.long] if env_id in LONG else marks  # as others with the same body
     return pytest.param(env_id, marks=marks)
 
 

@@ -85,8 +85,8 @@ MJX_TOLERANCE = {
     "humanoid-run": 5e-4,
     "dog-run": 2e-3,
 }
-ON_MJX = dict.fromkeys(("cheetah-run", "humanoid-run"), pytest.mark.slow)
-ON_MJX |= dict.fromkeys(("hopper-hop", "walker-run", "dog-run"), pytest.mark.long)
+ON_MJX = {"cheetah-run": pytest.mark.slow}
+ON_MJX |= dict.fromkeys(("humanoid-run", "hopper-hop", "walker-run", "dog-run"), pytest.mark.long)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ WARP_TOLERANCE = MJX_TOLERANCE | {"cartpole-balance": 2e-6, "cheetah-run": 2e-4,
 WARP_TOLERANCE["manipulator-insert_peg"] = 2e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not envs._importable("warp"),
     reason="no warp-lang: `pip install -r requirements-warp.txt` (a download of 150 MB)",

@@ -458,7 +458,7 @@ def test_the_policy_is_filmed_after_training(monkeypatch, tmp_path):
     assert np.abs(motion.qpos[-1]).max() < 0.5, "it holds the pole"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_program_trains_and_films(tmp_path):
     flags = ["--env-id", "cartpole-balance", "--num-envs", "4", "--hidden-size", "16"]
     flags += ["--batch-size", "16", "--log-interval", "400", "--learning-starts", "200"]

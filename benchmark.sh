@@ -276,7 +276,7 @@ choose_environment() {
             environment+=(taskset -c "$(IFS=,; echo "${mine[*]}")")
         fi
     else
-        environment+=("JAX_PLATFORMS=cuda,cpu" CUDA_VISIBLE_DEVICES="$device") # no GPU: an error
+        environment+=(CUDA_VISIBLE_DEVICES="$device")
     fi
 }
 

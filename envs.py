@@ -32,7 +32,8 @@ from engines import PhysicsState, buffers
 from engines.mjx import MjxEngine
 from engines.native import NativeEngine
 from engines.warp import WarpEngine
-from tasks.base import ENGINES, InitialStates, Physics, Task, episode_rows, read_rows, write_rows
+from tasks.base import ENGINES, Physics, Task
+from tasks.resets import InitialStates, episode_rows, read_rows, write_rows
 
 # Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
 # four of their seven digits. The networks have a precision of their own, --compute-dtype.

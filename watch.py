@@ -32,7 +32,8 @@ import command_line
 import envs
 import machine
 import runs
-from tasks.base import episode_rows, import_dm_control, reseed, write_rows
+from tasks.models import import_dm_control
+from tasks.resets import episode_rows, reseed, write_rows
 
 Act = Callable[..., jax.Array]
 ORIGINAL = "dm_control"  # a value of --engine, here only

@@ -28,7 +28,7 @@ from dm_control import suite
 import envs
 from benchmarks import humanoid_bench
 from engines.mjx import with_contacts
-from tasks.base import episode_rows, read_rows, write_rows
+from tasks.resets import episode_rows, read_rows, write_rows
 
 STEPS = {"native": 200, "mjx": 20, "warp": 20}  # states compared, spread over 200 control steps
 CSV_PATH = pathlib.Path(__file__).with_name("parity.csv")

@@ -13,7 +13,7 @@ import mujoco.batch
 import numpy as np
 
 from engines import PhysicsState, host_call
-from tasks.base import read_rows
+from tasks.resets import read_rows
 
 MAX_PERSISTENT = 512  # environments whose MjData stay; more of them leave the processor's cache
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, read_spec
 from tasks.rewards import tolerance
 
 LINKS = ("upper_arm", "lower_arm")

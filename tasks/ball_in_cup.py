@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, read_spec
 
 TASKS = ("catch",)
 

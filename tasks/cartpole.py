@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, read_spec
 from tasks.rewards import small_control, tolerance
 
 CART_BOUNDS = (-0.25, 0.25)  # m, where the sparse reward wants the cart

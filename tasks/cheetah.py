@@ -5,7 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, read_spec
+from tasks.base import Physics, Task
+from tasks.models import read_spec
 from tasks.rewards import tolerance
 
 TASKS = {"run": 10.0}  # task -> target speed, m/s

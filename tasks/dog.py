@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from tasks.base import Physics, Task, add_frame_sensors, hinge_slices, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, hinge_slices, read_spec
 from tasks.rewards import tolerance
 
 WALK_SPEED = 1.0  # m/s, forward speed of the centre of mass for full reward

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, read_spec
+from tasks.base import Physics, Task
+from tasks.models import read_spec
 
 SPIN_VELOCITY = 15.0  # rad/s, hinge speed from which spinning is rewarded
 SPIN_DAMPING = 0.03  # N m s/rad, of the hinge while spinning; the model's own is larger

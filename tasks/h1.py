@@ -15,7 +15,8 @@ import mujoco
 import numpy as np
 
 from tasks import h1_obstacles, h1_rewards
-from tasks.base import Physics, Task, add_frame_sensors
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors
 
 TIMESTEP, SUBSTEPS, EPISODE_LENGTH = 0.002, 10, 1000  # s, physics steps, control steps
 CROWDED = (0.0, -2.0), (6.0, 2.0)  # m, x and y: where obstacles are dense

@@ -5,7 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, read_spec
 from tasks.rewards import small_control, tolerance
 
 STAND_HEIGHT = (0.6, 2.0)  # m, height of the torso over the foot that counts as standing

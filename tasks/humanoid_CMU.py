@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task
 from tasks.humanoid import RUN_SPEED, WALK_SPEED, locomotion_reward
+from tasks.models import add_frame_sensors, read_spec
 
 # task -> target speed in m/s
 TASKS = {"stand": 0.0, "walk": WALK_SPEED, "run": RUN_SPEED}

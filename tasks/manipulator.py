@@ -9,13 +9,8 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from tasks.base import (
-    Physics,
-    Task,
-    add_frame_sensors,
-    joint_addresses,
-    read_spec,
-)
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, joint_addresses, read_spec
 from tasks.rewards import tolerance
 
 CLOSE = 0.01  # m, below which two things are at the same place

@@ -5,7 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, add_frame_sensors, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, read_spec
 from tasks.rewards import tolerance
 
 UPRIGHT = (math.cos(math.radians(8)), 1.0)  # cosine of the pole's angle that counts as upright

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import ENGINES, Physics, Task, add_frame_sensors, read_spec
+from tasks.base import ENGINES, Physics, Task
+from tasks.models import add_frame_sensors, read_spec
 from tasks.rewards import small_control, tolerance
 
 TASKS = ("easy", "hard")  # on `hard` an episode draws along which directions the controls push

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from tasks.base import Physics, Task, add_frame_sensors, hinge_slices, read_spec
+from tasks.base import Physics, Task
+from tasks.models import add_frame_sensors, hinge_slices, read_spec
 from tasks.rewards import tolerance
 
 WALK_SPEED = 0.5  # m/s, forward speed of the torso for full reward

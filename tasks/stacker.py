@@ -5,14 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tasks.base import (
-    Physics,
-    Task,
-    add_frame_sensors,
-    joint_addresses,
-    read_spec,
-)
+from tasks.base import Physics, Task
 from tasks.manipulator import CLOSE, add_site_sensors, observe_arm, pose, site_distance
+from tasks.models import add_frame_sensors, joint_addresses, read_spec
 from tasks.rewards import tolerance
 
 TASKS = {"stack_2": 2, "stack_4": 4}  # task -> boxes

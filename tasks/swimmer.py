@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from tasks.base import Physics, Task, read_spec
+from tasks.base import Physics, Task
+from tasks.models import read_spec
 from tasks.rewards import tolerance
 
 TASKS = {"swimmer6": 6, "swimmer15": 15}  # task -> links

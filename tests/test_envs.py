@@ -18,7 +18,7 @@ from dm_control import suite
 import envs
 from benchmarks import parity
 from engines import mjx
-from tasks.base import read_spec
+from tasks.models import read_spec
 
 N = 4
 

@@ -7,7 +7,7 @@ import scipy.stats
 from dm_control import suite
 
 import envs
-from tasks.base import episode_rows, read_rows
+from tasks.resets import episode_rows, read_rows
 
 N = 4
 # The hand's touch sensors: random play does not grasp.

@@ -1,4 +1,4 @@
-"""Other people's environments as an `envs.VectorEnv`: MuJoCo Playground and Brax.
+"""Other people's environments as an `vector_env.VectorEnv`: MuJoCo Playground and Brax.
 
     env = envs.make("playground:CheetahRun", num_envs=256)
     env = envs.make("brax:ant", num_envs=256, engine="spring")
@@ -25,14 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import envs
+import vector_env
 
 BRAX_EPISODE_LENGTH = 1000  # control steps; what its own training wrapper takes by default
 
 
 @flax.struct.dataclass
 class Start:
-    """The start of an episode; see envs.InitialState."""
+    """The start of an episode; see vector_env.InitialState."""
 
     physics: Any  # their State after `reset`, every leaf (..., *)
     episode: dict[str, jax.Array]  # empty: an episode's parameters are part of their State
@@ -58,7 +58,7 @@ def _load_playground(module: ModuleType, name: str, engine: str) -> tuple[Any, i
     try:
         env = module.registry.load(name, config=config, config_overrides=overrides)
     except subprocess.CalledProcessError as error:
-        raise envs.UsageError(
+        raise vector_env.UsageError(
             f"--env-id: playground:{name} needs the robot models of mujoco_menagerie, which"
             f" Playground clones with git the first time; that failed ({error}), try it online"
         ) from error
@@ -88,7 +88,7 @@ LIBRARIES = {
 }
 
 
-class AdaptedEnv(envs.VectorEnv):
+class AdaptedEnv(vector_env.VectorEnv):
     """N copies of one raw environment of another library. Made by `make`.
 
     raw: has `reset(key) -> State`, `step(State, action (A,)) -> State`, `action_size` and `dt` (s);
@@ -111,12 +111,12 @@ class AdaptedEnv(envs.VectorEnv):
         """Not for these: their State is more than positions and velocities."""
         raise NotImplementedError(f"{self.env_id}: reset_to is for this project's own tasks")
 
-    def _advance(self, state: envs.EnvState, action: jax.Array) -> tuple[Any, ...]:
+    def _advance(self, state: vector_env.EnvState, action: jax.Array) -> tuple[Any, ...]:
         before = _own_randomness(state)
         after = jax.vmap(self._raw.step)(before, action)
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, before)
         obs, reward = _observation(after), after.reward
-        finite = envs._all_valid((action, obs, reward, _coordinates(after)))
+        finite = vector_env.all_valid((action, obs, reward, _coordinates(after)))
         overflow = jnp.zeros(len(reward), jnp.int32)  # no buffers of ours here
         terminated = after.done.astype(bool) | ~finite
         return after, state.episode, obs, reward, terminated, finite, overflow
@@ -126,8 +126,8 @@ class AdaptedEnv(envs.VectorEnv):
 
     def _draw(self, index: int, count: int) -> Start:
         """`count` initial states, numpy; the same for the same seed, index and count."""
-        blocks = -(-count // envs.REFRESH)  # of one size, so that one program draws them all
-        keys = jax.random.split(jax.random.fold_in(self._key, index), (blocks, envs.REFRESH))
+        blocks = -(-count // vector_env.REFRESH)  # of one size, so that one program draws them all
+        keys = jax.random.split(jax.random.fold_in(self._key, index), (blocks, vector_env.REFRESH))
         drawn = [jax.device_get(self._reset(block)) for block in jax.random.key_data(keys)]
         states = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *drawn)
         return Start(states, {}, np.array(_observation(states), np.float32))
@@ -143,7 +143,7 @@ class AdaptedEnv(envs.VectorEnv):
         shape = obs["state"].shape if "state" in obs else None
         if shape is None or len(shape) != 1:
             found = ", ".join(f"{name} {entry.shape}" for name, entry in obs.items())
-            raise envs.UsageError(
+            raise vector_env.UsageError(
                 f"--env-id: {self.env_id} has no vector observation, it has {found}"
             )
 
@@ -161,7 +161,7 @@ def _coordinates(state: Any) -> list[jax.Array]:
     return [array for array in found if array is not None]
 
 
-def _own_randomness(state: envs.EnvState) -> Any:
+def _own_randomness(state: vector_env.EnvState) -> Any:
     """Their State, where an episode begins with a `rng` of its own.
 
     Their steps draw commands and noise from `info["rng"]`, which two episodes from one state of
@@ -170,7 +170,7 @@ def _own_randomness(state: envs.EnvState) -> Any:
     rng = state.physics.info.get("rng")
     if rng is None:
         return state.physics
-    own = envs._select(state.step_count == 0, rng ^ jax.random.key_data(state.key), rng)
+    own = vector_env.select(state.step_count == 0, rng ^ jax.random.key_data(state.key), rng)
     return state.physics.replace(info={**state.physics.info, "rng": own})
 
 
@@ -184,7 +184,7 @@ def _import(env_id: str, library: Library) -> ModuleType:
             message = f"needs the package {library.install.split('=')[0]}; {pip}"
         else:
             message = f"cannot be imported: {error}; the tested version is {pip}"
-        raise envs.UsageError(f"--env-id: {env_id} {message}") from error
+        raise vector_env.UsageError(f"--env-id: {env_id} {message}") from error
 
 
 def make(env_id: str, num_envs: int, engine: str, seed: int) -> AdaptedEnv:
@@ -203,16 +203,16 @@ def make(env_id: str, num_envs: int, engine: str, seed: int) -> AdaptedEnv:
     prefix, name = env_id.split(":", 1)
     if prefix not in LIBRARIES:
         known = " and ".join(f"{known}:NAME" for known in LIBRARIES)
-        raise envs.UsageError(f"--env-id: unknown library in {env_id!r}; there are {known}")
+        raise vector_env.UsageError(f"--env-id: unknown library in {env_id!r}; there are {known}")
     library = LIBRARIES[prefix]
     if engine not in ("auto", *library.engines):
         choices = ", ".join(("auto", *library.engines))
-        raise envs.UsageError(f"--engine: {engine!r} is not one of {choices}, for {prefix}")
+        raise vector_env.UsageError(f"--engine: {engine!r} is not one of {choices}, for {prefix}")
     engine = library.engines[0] if engine == "auto" else engine
     module = _import(env_id, library)
     names = library.names(module)
     if name not in names:
-        hint = envs.nearest(name, names) or f"there are {', '.join(sorted(names))}"
-        raise envs.UsageError(f"--env-id: {prefix} has no environment {name!r}; {hint}")
+        hint = vector_env.nearest(name, names) or f"there are {', '.join(sorted(names))}"
+        raise vector_env.UsageError(f"--env-id: {prefix} has no environment {name!r}; {hint}")
     raw, episode_length = library.load(module, name, engine)
     return AdaptedEnv(env_id, raw, num_envs, f"{prefix} ({engine})", episode_length, seed)

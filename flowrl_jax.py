@@ -33,14 +33,10 @@ import optax
 from flax.training.train_state import TrainState as Network  # params, opt_state, step
 from jax import Array
 
-import command_line
 import envs
 import numpy_policy
-import parallel
-import replay
-import runs
-import training
-import watch
+from harness import command_line, parallel, replay, runs, training, watch
+from vector_env import HEADROOM, EnvState, VectorEnv
 
 MAX_INT, EVAL_SEED = 2**30, 1_000_003  # largest size and count, int32 with room to add; offset
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
@@ -62,7 +58,7 @@ class Args:
     engine: str = "auto"  # physics: native (MuJoCo in C), mjx, warp, or auto
     num_envs: int = 1  # parallel environments N
     num_threads: int = 0  # threads of engine native; 0: all cores
-    warp_headroom: float = envs.HEADROOM  # buffers of engine warp, over what random play needed
+    warp_headroom: float = HEADROOM  # buffers of engine warp, over what random play needed
     runs_dir: str = "runs"  # folder in which the run's folder is made
     evaluate: str = ""  # a run folder: evaluates its policy, also with --engine dm_control
     capture_video: bool = False  # an mp4 of an episode, after training or with --evaluate
@@ -197,7 +193,7 @@ class TrainState:
 
     learner: LearnerState
     replay: replay.Replay  # of Transition
-    env: envs.EnvState
+    env: EnvState
     episode_return: Array  # (N,)  reward summed over the present episode
     num_steps: Array  # () int32, environment steps so far; stays at MAX_INT from there on
     key: Array  # () typed key
@@ -401,7 +397,7 @@ def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
     return learner, jax.tree.map(jnp.sum, metrics)
 
 
-def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
+def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
     """Acts in N environments, stores N transitions, makes U updates. Metrics are sums."""
     key, x0_key, random_key, learn_key = jax.random.split(state.key, 4)
     shape = (env.num_envs, env.action_size)
@@ -424,7 +420,7 @@ def train_step(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Trai
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
-def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
+def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
     """The whole training loop for `log_interval` environment steps, as one program.
 
     Donates `state`. Metrics are means over the chunk; a mean over nothing is nan.
@@ -452,11 +448,11 @@ def train_chunk(state: TrainState, env: envs.VectorEnv, args: Args) -> tuple[Tra
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"))
-def evaluate(params: Params, start: envs.EnvState, key: Array, env: envs.VectorEnv, args: Args):
+def evaluate(params: Params, start: EnvState, key: Array, env: VectorEnv, args: Args):
     """Returns of one episode in each environment, (N / 2,) each: sampled x0, and x0 = 0."""
     sampled = (jnp.arange(env.num_envs) < env.num_envs // 2)[:, None]
 
-    def step(carry: tuple[envs.EnvState, Array, Array], key: Array):
+    def step(carry: tuple[EnvState, Array, Array], key: Array):
         state, returns, alive = carry
         x0 = sampled * source_noise(key, (env.num_envs, env.action_size))
         state = env.step(state, policy_action(params, state.obs, x0, args))
@@ -468,7 +464,7 @@ def evaluate(params: Params, start: envs.EnvState, key: Array, env: envs.VectorE
     return dict(zip(("sampled", "deterministic"), returns.reshape(2, -1), strict=True))
 
 
-def init_state(env: envs.VectorEnv, args: Args) -> TrainState:
+def init_state(env: VectorEnv, args: Args) -> TrainState:
     """Everything at step 0, from `args.seed`."""
     learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
     obs, action = jnp.zeros(env.observation_size, args.buffer_dtype), jnp.zeros(env.action_size)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 import envs
 import flowrl_jax as flowrl
-import replay
+from harness import replay
 
 CASES = {  # by the device they are meant for
     "cpu": [("cheetah-run", 8, 8, 128, 128), ("humanoid-run", 8, 8, 128, 128)]

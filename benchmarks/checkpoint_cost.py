@@ -18,10 +18,10 @@ from benchmarks import throughput  # noqa: I001  # before jax: it sets MUJOCO_GL
 
 import jax
 
-import checkpoints
+from harness import checkpoints
 import envs
 import flowrl_jax as flowrl
-import parallel
+from harness import parallel
 
 
 def measure(preset: str, with_replay: bool, folder: Path) -> dict[str, str]:

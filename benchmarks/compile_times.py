@@ -33,7 +33,7 @@ def measure(env_id: str, engine: str) -> dict[str, float]:
 
     import envs
     import flowrl_jax as flowrl
-    import machine
+    from harness import machine
 
     moments = [START, time.perf_counter()]
 

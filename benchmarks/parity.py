@@ -26,6 +26,7 @@ import numpy as np
 from dm_control import suite
 
 import envs
+import vector_env
 from benchmarks import humanoid_bench
 from engines.mjx import with_contacts
 from tasks.resets import episode_rows, read_rows, write_rows
@@ -195,7 +196,7 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
     return Parity(env_id, engine, steps, *largest, rate), np.array(by_state)
 
 
-def steps_per_second(step, state: envs.EnvState, action: np.ndarray) -> float:
+def steps_per_second(step, state: vector_env.EnvState, action: np.ndarray) -> float:
     """Control steps per second over at least SECONDS, all environments together."""
     state = jax.block_until_ready(step(state, action))  # a second state may compile once more
     count, start = 0, time.perf_counter()

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 import envs
+import vector_env
 from benchmarks.parity import steps_per_second, write
 from engines.mjx import with_contacts
 
@@ -97,7 +98,7 @@ def stepper(env: envs.VectorEnv) -> Callable:
     return lambda settings: jax.jit(lambda state, action: step(state, action, *settings))
 
 
-def play(step, state: envs.EnvState, actions: np.ndarray) -> list[envs.EnvState]:
+def play(step, state: vector_env.EnvState, actions: np.ndarray) -> list[vector_env.EnvState]:
     """The states after each of the actions (STEPS, N, A), the first one included."""
     states = [state]
     for action in actions:
@@ -105,7 +106,7 @@ def play(step, state: envs.EnvState, actions: np.ndarray) -> list[envs.EnvState]
     return states
 
 
-def difference(ours: envs.EnvState, its: envs.EnvState) -> np.ndarray:
+def difference(ours: vector_env.EnvState, its: vector_env.EnvState) -> np.ndarray:
     """Largest relative difference of each environment's observation. (N,)"""
     mine, theirs = (np.asarray(state.next_obs, np.float64) for state in (ours, its))
     return (np.abs(mine - theirs) / np.maximum(1, np.abs(theirs))).max(axis=1)

@@ -39,10 +39,10 @@ import mujoco
 import mujoco.rollout
 import numpy as np
 
-import command_line
 import envs
 import flowrl_jax as flowrl
-import machine
+import vector_env
+from harness import command_line, machine
 
 try:
     import envpool
@@ -132,12 +132,12 @@ def median(values: list[float]) -> float:
 
 
 # ---------------------------------------------------------------------------------------- env (a)
-def ours(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -> Timed:
+def ours(env: envs.VectorEnv, state: vector_env.EnvState, actions: jax.Array) -> Timed:
     """`env.step` with actions (T, N, A), over and over."""
     return repeated(lambda s, i: env.step(s, actions[i % len(actions)]), state)
 
 
-def bare_native(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -> Timed:
+def bare_native(env: envs.VectorEnv, state: vector_env.EnvState, actions: jax.Array) -> Timed:
     """`mujoco.rollout` from `state` on; its results are allocated and touched beforehand."""
     model, kind = env.task.model, mujoco.mjtState.mjSTATE_FULLPHYSICS
     substeps = round(env.control_timestep / model.opt.timestep)
@@ -165,7 +165,7 @@ def bare_native(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -
     return timed
 
 
-def bare_mjx(env: envs.VectorEnv, state: envs.EnvState, actions: jax.Array) -> Timed:
+def bare_mjx(env: envs.VectorEnv, state: vector_env.EnvState, actions: jax.Array) -> Timed:
     """`jax.vmap(mjx.step)` on the model that our engine has, and MJX as it is installed.
 
     On `mjx` with the contacts that our engine has, without the functions of ours that replace

@@ -26,16 +26,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-import checkpoints
-import command_line
 import flowrl_jax as flowrl
-import machine
-import parallel
-import replay
-import runs
-import training
+from harness import checkpoints, command_line, machine, parallel, replay, runs, training
 
-ROOT = Path(runs.__file__).parent
+ROOT = Path(runs.__file__).parents[1]
 WALL_CLOCK = {"charts/SPS", "charts/UPS", "charts/seconds"}
 
 

@@ -15,13 +15,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-import command_line
 import envs
 import flowrl_jax as flowrl
-import machine
-import parallel
-import runs
-import training
+from harness import command_line, machine, parallel, runs, training
 
 # Small, or beyond every bound: what fits is really made, and the machine is shared.
 SIZES = [-1, 0, 1, 2, 3, 7, 8]

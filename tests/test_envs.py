@@ -16,6 +16,7 @@ import pytest
 from dm_control import suite
 
 import envs
+import vector_env
 from benchmarks import parity
 from engines import mjx
 from tasks.models import read_spec
@@ -129,9 +130,9 @@ def test_an_error_inside_mujoco_is_contained_and_leaves_the_others_alone():
     qpos = np.tile(model.qpos0, (3, 1)).astype(np.float32)
     qpos[:, 2] = (3.0, -0.5, 3.0)  # m, the second is deep in the floor
     rest = np.zeros((3, model.nv), np.float32)
-    state = envs.PhysicsState(qpos, rest, np.zeros((3, 0), np.float32), rest)
+    state = vector_env.PhysicsState(qpos, rest, np.zeros((3, 0), np.float32), rest)
     for substeps in (1, 5):
-        engine = envs.NativeEngine(model, substeps, 1, {})
+        engine = vector_env.NativeEngine(model, substeps, 1, {})
         after, sensordata, _ = engine.step(state, jnp.zeros((3, model.nu)), {})
         for leaf in (after.qpos, after.qvel, sensordata):
             assert np.isnan(leaf[1]).all()
@@ -200,7 +201,7 @@ def test_refresh_renews_the_pool_and_is_a_function_of_the_index():
     ]
     assert not np.array_equal(*rows)
     changed = (np.asarray(first.pool.obs) != before).any(axis=-1).sum()
-    assert changed == envs.REFRESH
+    assert changed == vector_env.REFRESH
 
 
 def rollout(env, steps=20, key=0):
@@ -232,17 +233,20 @@ def test_same_seed_same_initial_states_of_slow_resets(env_id):
     )
     for left, right in zip(one, again, strict=True):
         np.testing.assert_array_equal(left, right)
-    obs, different = one[-1].reshape(envs.MIN_POOL, -1), other[-1].reshape(envs.MIN_POOL, -1)
-    assert len(np.unique(np.concatenate([obs, different]), axis=0)) == 2 * envs.MIN_POOL
+    obs, different = (
+        one[-1].reshape(vector_env.MIN_POOL, -1),
+        other[-1].reshape(vector_env.MIN_POOL, -1),
+    )
+    assert len(np.unique(np.concatenate([obs, different]), axis=0)) == 2 * vector_env.MIN_POOL
 
 
 def test_a_large_pool_repeats_its_first_states_until_they_are_refreshed():
-    env = envs.make("walker-run", 4 * envs.MAX_DISTINCT, "native")
+    env = envs.make("walker-run", 4 * vector_env.MAX_DISTINCT, "native")
     state = env.reset(jax.random.key(0))
     pool = np.asarray(state.pool.obs).reshape(-1, env.observation_size)
-    assert len(np.unique(pool, axis=0)) == envs.MAX_DISTINCT
+    assert len(np.unique(pool, axis=0)) == vector_env.MAX_DISTINCT
     pool = np.asarray(env.refresh(state, 1).pool.obs).reshape(-1, env.observation_size)
-    assert len(np.unique(pool, axis=0)) == envs.MAX_DISTINCT + envs.REFRESH
+    assert len(np.unique(pool, axis=0)) == vector_env.MAX_DISTINCT + vector_env.REFRESH
 
 
 def test_step_is_pure():
@@ -301,7 +305,7 @@ def test_native_steps_from_the_states_own_warm_start():
         state = stepper(env)(state, actions(env, i))  # until there are contacts
     model = copy.copy(env.task.model)
     model.opt.iterations = 1  # a solver that stops early shows where it started
-    engine = envs.NativeEngine(model, 1, 1, {})
+    engine = vector_env.NativeEngine(model, 1, 1, {})
     ctrl = actions(env)
     cold = state.physics.replace(warmstart=jnp.zeros_like(state.physics.warmstart))
     first, *_ = engine.step(cold, ctrl, {})

@@ -16,12 +16,10 @@ import numpy as np
 import oracle
 import pytest
 
-import command_line
 import envs
 import flowrl_jax as flowrl
-import parallel
-import runs
 from benchmarks import bandit
+from harness import command_line, parallel, runs
 
 ROOT = Path(__file__).parents[1]
 OBS, A, B = 5, 3, 16

@@ -12,6 +12,7 @@ import scipy.stats
 
 import envs
 import flowrl_jax as flowrl
+import vector_env
 from benchmarks import parity
 from tasks import h1, h1_obstacles
 from tasks.base import Physics
@@ -28,7 +29,7 @@ def physics_at(name: str, qpos=STANDING, velocity=(0, 0, 0), force=0.0, **episod
     mujoco.mj_resetDataKeyframe(model, data, 0)
     data.qpos[: len(qpos)] = qpos
     mujoco.mj_forward(model, data)
-    sensors = envs.Sensors(model).by_name(jnp.asarray(data.sensordata, jnp.float32))
+    sensors = vector_env.Sensors(model).by_name(jnp.asarray(data.sensordata, jnp.float32))
     sensors |= {key: jnp.full(1, force) for key in sensors if key.startswith("force_")}
     sensors["velocity"] = jnp.array(velocity, jnp.float32)
     fields = [jnp.asarray(x, jnp.float32) for x in (data.qpos, data.qvel, data.act, data.ctrl)]

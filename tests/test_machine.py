@@ -5,7 +5,7 @@ import subprocess
 import jax
 from scripts import run_script
 
-import machine
+from harness import machine
 
 
 def test_git_state_names_commit_and_changes(tmp_path, monkeypatch):
@@ -32,7 +32,8 @@ def test_git_state_names_commit_and_changes(tmp_path, monkeypatch):
 
 def test_a_second_process_finds_the_compiled_program(tmp_path):
     script = f"""
-        import jax, machine
+        import jax
+        from harness import machine
         from pathlib import Path
         events = []
         jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
@@ -50,7 +51,8 @@ def test_training_goes_on_without_a_cache(tmp_path):
     blocker = tmp_path / "file"
     blocker.touch()
     script = f"""
-        import jax, machine
+        import jax
+        from harness import machine
         from pathlib import Path
         print(machine.enable_compilation_cache(Path({str(blocker / "cache")!r})))
         print(jax.jit(lambda x: x + 1)(1))

@@ -29,11 +29,9 @@ from jax.sharding import PartitionSpec as P
 from test_adapters import Slider
 
 import adapters
-import checkpoints
 import envs
 import flowrl_jax as flowrl
-import parallel
-import replay
+from harness import checkpoints, parallel, replay
 
 ROOT = Path(flowrl.__file__).parent
 SMALL = dict(env_id="cartpole-balance", engine="native", num_envs=8, num_threads=1, batch_size=32)
@@ -417,7 +415,7 @@ PAIR = """
     import dataclasses, functools, hashlib, json, sys
     sys.path[:0] = ["tests"]
     import jax, numpy as np
-    import parallel
+    from harness import parallel
     parallel.connect()
     out, sys.stdout = sys.__stdout__, sys.__stdout__
     import test_parallel as t

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import replay
+from harness import replay
 
 
 def rewards(*values):

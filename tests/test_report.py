@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import report
-import runs
+from harness import runs
 from reporting import curves, measures, results, tables
 
 ROOT = Path(report.__file__).parent

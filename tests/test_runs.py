@@ -18,9 +18,9 @@ import pytest
 from scripts import run_script
 from tensorboardX.proto import event_pb2
 
-import runs
+from harness import runs
 
-ROOT = Path(runs.__file__).parent
+ROOT = Path(runs.__file__).parents[1]
 
 
 def make_run(runs_dir: Path, **config) -> runs.Run:
@@ -189,7 +189,8 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
 
 def test_rows_survive_a_kill(tmp_path):
     script = f"""
-        import os, signal, runs
+        import os, signal
+        from harness import runs
         from pathlib import Path
         run = runs.Run.create(Path({str(tmp_path)!r}), "task", "flowrl_jax", 1, {{}})
         for step in range(50):

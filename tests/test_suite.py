@@ -7,6 +7,7 @@ import scipy.stats
 from dm_control import suite
 
 import envs
+import vector_env
 from tasks.resets import episode_rows, read_rows
 
 N = 4
@@ -73,7 +74,7 @@ def test_an_episode_of_random_play(env_id):
 def states_of(env: envs.VectorEnv, count: int) -> np.ndarray:
     """(at least `count`, D): initial states that resets draw from, each a different one."""
     state = env.reset(jax.random.key(0))
-    for index in range(1, -(-count // envs.REFRESH) + 1):
+    for index in range(1, -(-count // vector_env.REFRESH) + 1):
         state = env.refresh(state, index)
     pool = state.pool
     leaves = [pool.qpos, pool.qvel, pool.act, *pool.episode.values()]

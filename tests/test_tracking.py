@@ -12,7 +12,7 @@ import types
 import pytest
 
 import flowrl_jax as flowrl
-import runs
+from harness import runs
 
 
 class Wandb(types.ModuleType):

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from scripts import run_script
 
-import parallel
-import training
+from harness import parallel, training
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -29,7 +28,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 def test_progress_without_a_terminal_is_a_few_plain_lines():
     script = """
-        import training
+        from harness import training
         with training.Progress(2_000_000) as progress:
             for step in range(1000, 2_000_001, 1000):
                 if step == 500_000:
@@ -63,7 +62,8 @@ def test_time_left_does_not_count_compiling(monkeypatch):
 # --- signals --------------------------------------------------------------------------------------
 
 CHUNKS = """
-    import sys, time, training
+    import sys, time
+    from harness import training
     with training.StopSignal() as stop:
         print("ready")
         while stop.requested is None:
@@ -73,7 +73,8 @@ CHUNKS = """
 """
 # One XLA call that takes years: Python runs no signal handler in it.
 ONE_LONG_CHUNK = """
-    import sys, time, jax, training
+    import sys, time, jax
+    from harness import training
     def loop(body):
         return lambda x: jax.lax.fori_loop(0, 2**30, lambda _, x: body(x), x)
     work = jax.jit(loop(loop(lambda x: x * 0.999 + 1)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import envs
+import vector_env
 from engines import buffers
 
 needs_warp = pytest.mark.skipif(
@@ -21,7 +22,7 @@ N = 4
 
 
 @functools.cache
-def make(env_id, num_envs=N, headroom=envs.HEADROOM):
+def make(env_id, num_envs=N, headroom=vector_env.HEADROOM):
     return envs.make(env_id, num_envs, "warp", headroom=headroom)
 
 
@@ -71,7 +72,7 @@ def test_an_environment_does_not_depend_on_its_neighbours():
 @needs_warp
 @pytest.mark.slow
 def test_a_scan_of_a_scan_and_an_outer_vmap_equal_a_loop():
-    env = make("humanoid-run", headroom=2 * envs.HEADROOM)  # two batches share the buffers
+    env = make("humanoid-run", headroom=2 * vector_env.HEADROOM)  # two batches share the buffers
     action = actions(env, 4)
 
     def steps(state, action):
@@ -115,7 +116,7 @@ def test_an_overflow_ends_the_episode_and_names_the_flag():
 def test_rows_of_one_environment_overflow_alone():
     task = envs.load_task("humanoid-run")
     state = fallen().replace(qpos=fallen().qpos.at[1:, 2].add(5.0))  # all but one in the air
-    engine = envs.WarpEngine(task.model, 5, N, buffers.Sizes(contacts=120, rows=4), {})
+    engine = vector_env.WarpEngine(task.model, 5, N, buffers.Sizes(contacts=120, rows=4), {})
     *_, overflow = jax.jit(engine.step)(state, jnp.zeros((N, task.model.nu)), {})
     assert overflow[0]
     assert not overflow.all()
@@ -128,10 +129,10 @@ def test_the_models_solver_iterations_hold():
     model = copy.copy(envs.load_task("humanoid-run").model)
     ctrl, state, results = jnp.zeros((N, model.nu)), fallen(), {}
     cold = state.replace(warmstart=jnp.zeros_like(state.warmstart))
-    theirs, *_ = envs.NativeEngine(copy.copy(model), 1, 1, {}).step(cold, ctrl, {})
+    theirs, *_ = vector_env.NativeEngine(copy.copy(model), 1, 1, {}).step(cold, ctrl, {})
     for iterations in (1, model.opt.iterations):
         model.opt.iterations = iterations
-        engine = envs.WarpEngine(copy.copy(model), 1, N, buffers.Sizes(120, 80), {})
+        engine = vector_env.WarpEngine(copy.copy(model), 1, N, buffers.Sizes(120, 80), {})
         results[iterations] = jax.jit(engine.step)(cold, ctrl, {})[0].qvel
     early, converged = results.values()
     np.testing.assert_allclose(converged, theirs.qvel, atol=1e-4)  # measured: 1e-5

@@ -16,16 +16,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import command_line
 import envs
-import film
 import flowrl_jax as flowrl
-import machine
 import numpy_policy
-import runs
-import watch
+from harness import command_line, film, machine, runs, watch
 
-ROOT = Path(watch.__file__).parent
+ROOT = Path(watch.__file__).parents[1]
 TINY = dict(env_id="cartpole-balance", hidden_size=8, num_envs=2, eval_episodes=10, seed=3)
 
 

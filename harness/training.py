@@ -20,11 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import checkpoints
-import machine
-import parallel
-import runs
-from runs import RunError
+from harness import checkpoints, machine, parallel, runs
+from harness.runs import RunError
 
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
 STOP_GRACE = 3.0  # seconds that a second signal leaves Python to end before the process is ended

@@ -17,11 +17,8 @@ from pathlib import Path
 import jax
 import tyro
 
-import checkpoints
-import machine
-import parallel
-import runs
-from runs import RunError
+from harness import checkpoints, machine, parallel, runs
+from harness.runs import RunError
 
 EVALUATION_EPISODES = 100  # what --eval-episodes is with --evaluate, unless given
 EVALUATION_FLAGS = ("evaluate", "eval_episodes", "engine", "seed", "num_threads", "warp_headroom")

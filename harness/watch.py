@@ -28,12 +28,11 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
-import command_line
 import envs
-import machine
-import runs
+from harness import command_line, machine, runs
 from tasks.models import import_dm_control
 from tasks.resets import episode_rows, reseed, write_rows
+from vector_env import EnvState, VectorEnv
 
 Act = Callable[..., jax.Array]
 ORIGINAL = "dm_control"  # a value of --engine, here only
@@ -65,7 +64,7 @@ class Episodes:
 # --- playing --------------------------------------------------------------------------------------
 
 
-def play(env: envs.VectorEnv, act: Act, start: envs.EnvState, step, key=None) -> Episodes:
+def play(env: VectorEnv, act: Act, start: EnvState, step, key=None) -> Episodes:
     """One episode in each environment from `start`. step: `jax.jit(env.step)`, kept by the caller.
 
     Raises UsageError as `env.check`.
@@ -84,7 +83,7 @@ def play(env: envs.VectorEnv, act: Act, start: envs.EnvState, step, key=None) ->
     return Episodes(env.check(returns), lengths, _motion(env, start, poses))
 
 
-def _motion(env: envs.VectorEnv, start: envs.EnvState, poses: list[np.ndarray]) -> Motion | None:
+def _motion(env: VectorEnv, start: EnvState, poses: list[np.ndarray]) -> Motion | None:
     if env.task is None:  # another library's: its State is not only MuJoCo's
         return None
     model = copy.copy(env.task.model)
@@ -93,7 +92,7 @@ def _motion(env: envs.VectorEnv, start: envs.EnvState, poses: list[np.ndarray]) 
     return Motion(model, np.stack(poses), env.control_timestep)
 
 
-def starts(env: envs.VectorEnv, seed: int) -> envs.EnvState:
+def starts(env: VectorEnv, seed: int) -> EnvState:
     """The first N initial states of `seed`: no two are one draw, and they are any engine's."""
     if env.task is None:
         return env.reset(jax.random.fold_in(jax.random.key(seed), 2**30))  # no time step
@@ -242,7 +241,7 @@ def evaluate(args, load_policy: Callable[[str], Act]) -> int:
     return 0
 
 
-def make_env(args, num_envs: int, seed: int, engine: str) -> envs.VectorEnv:
+def make_env(args, num_envs: int, seed: int, engine: str) -> VectorEnv:
     """Environments to evaluate in. Raises UsageError, also where there is no original."""
     if args.engine == ORIGINAL and (":" in args.env_id or args.env_id.startswith("h1-")):
         whose = "another library's" if ":" in args.env_id else "HumanoidBench's"
@@ -264,7 +263,7 @@ def _policy(args, load_policy: Callable[[str], Act]) -> Act:
     raise runs.RunError(f"--evaluate: {args.evaluate}: {reason}")
 
 
-def _check_fit(folder: Path, act: Act, env: envs.VectorEnv) -> None:
+def _check_fit(folder: Path, act: Act, env: VectorEnv) -> None:
     try:
         size = act(np.zeros((1, env.observation_size), np.float32)).shape[-1]
     except (flax.errors.FlaxError, TypeError, ValueError) as error:

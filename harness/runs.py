@@ -28,8 +28,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-import checkpoints
-import machine
+from harness import checkpoints, machine
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "eval/episodic_return_sampled": ("evaluation, sampled x0", "#0072B2"),

@@ -111,6 +111,13 @@ class AdaptedEnv(vector_env.VectorEnv):
         """Not for these: their State is more than positions and velocities."""
         raise NotImplementedError(f"{self.env_id}: reset_to is for this project's own tasks")
 
+    def first_states(self) -> vector_env.EnvState:
+        """Starts N episodes from initial states that depend on the seed only."""
+        return self.reset(jax.random.fold_in(self._key, 2**30))  # a number that no refresh has
+
+    def drawn_model(self, state: vector_env.EnvState) -> None:
+        """None: their State is more than MuJoCo's."""
+
     def _advance(self, state: vector_env.EnvState, action: jax.Array) -> tuple[Any, ...]:
         before = _own_randomness(state)
         after = jax.vmap(self._raw.step)(before, action)

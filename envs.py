@@ -18,6 +18,7 @@ import jax
 
 import adapters
 from tasks.base import ENGINES, Task
+from tasks.original import Original
 from vector_env import HEADROOM, UsageError, VectorEnv, nearest
 
 DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "dog", "finger", "fish", "hopper")
@@ -132,6 +133,20 @@ def make(
     task = load_task(env_id)
     chosen = choose_engine(engine, task.engines)
     return VectorEnv(task, num_envs, chosen, seed, num_threads, headroom)
+
+
+def make_original(env_id: str, seed: int) -> Original:
+    """Makes dm_control's own environment of a task, one, stepped outside JAX.
+
+    Raises:
+      UsageError: the task is not dm_control's.
+    """
+    if ":" in env_id or env_id.startswith("h1-"):
+        whose = "another library's" if ":" in env_id else "HumanoidBench's"
+        text = f"{env_id} is {whose}, dm_control has no such task; leave the flag out"
+        raise UsageError(f"--engine: {text}")
+    task = load_task(env_id)
+    return Original(task.domain, task.name, seed)
 
 
 def task_table() -> str:

@@ -35,42 +35,19 @@ from jax import Array
 
 import envs
 import numpy_policy
-from harness import command_line, parallel, replay, runs, training, watch
-from vector_env import HEADROOM, EnvState, VectorEnv
+from harness import command_line, launch, replay, runs
+from harness.contract import MAX_INT, Algorithm, RunArgs, chunk_length
+from harness.guard import guarded, only_if
+from vector_env import EnvState, VectorEnv
 
-MAX_INT, EVAL_SEED = 2**30, 1_000_003  # largest size and count, int32 with room to add; offset
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
-Preset, Dtype = Literal["auto", "paper", "gpu", "cpu"], Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16"]
 Solver, Weighting = Literal["euler", "midpoint", "rk4"], Literal["per_sample", "batch_mean"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """Every flag. The values here are preset `paper`'s: the paper's and its code's."""
-
-    env_id: str = "humanoid-run"  # task, `domain-task`; `python envs.py` lists them
-    seed: int = 1  # seed of everything random
-    num_seeds: int = 1  # K: trains seeds seed .. seed + K - 1 at once, one run folder each
-    total_timesteps: int = 1_000_000  # environment steps, summed over environments
-    num_devices: int = 1  # D, over which environments, replay and batch are split; 0: all there are
-    distributed: bool = False  # this is one of several processes, on one host or more; see README
-    preset: Preset = "auto"  # defaults of the other flags; auto: gpu or cpu, as JAX finds
-    engine: str = "auto"  # physics: native (MuJoCo in C), mjx, warp, or auto
-    num_envs: int = 1  # parallel environments N
-    num_threads: int = 0  # threads of engine native; 0: all cores
-    warp_headroom: float = HEADROOM  # buffers of engine warp, over what random play needed
-    runs_dir: str = "runs"  # folder in which the run's folder is made
-    evaluate: str = ""  # a run folder: evaluates its policy, also with --engine dm_control
-    capture_video: bool = False  # an mp4 of an episode, after training or with --evaluate
-    track: bool = False  # metrics also to Weights & Biases; WANDB_MODE=offline: on disk only
-    log_interval: int = 1_000  # environment steps between log rows: one compiled train_chunk
-    eval_interval: int = 10_000  # environment steps between evaluations; 0: only at the end
-    eval_episodes: int = 10  # episodes of each evaluation: sampled x0 and x0 = 0, each
-    checkpoint_interval: int = 50_000  # environment steps between checkpoints; 0: only at the end
-    keep_checkpoints: int = 2  # how many, the newest, are kept
-    checkpoint_replay: bool = True  # without, a resume first refills an empty one and is not exact
-    resume: str = ""  # run folder to go on with, from its newest checkpoint; its flags are kept
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or reward: end, or drop that update
+class Args(RunArgs):
+    """The algorithm's flags; those of any run are RunArgs'. These values are preset `paper`'s."""
 
     gamma: float = 0.99  # discount factor gamma
     batch_size: int = 256  # transitions in one update, B
@@ -100,6 +77,12 @@ PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override th
     | dict(buffer_size=4_194_304, learning_starts=102_400, recent_window=262_144, eval_episodes=128)
     | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=1_024_000),
 }
+BOUNDS = dict.fromkeys(("batch_size", "hidden_size"), (1, 2**18))  # smallest and largest values
+BOUNDS |= dict.fromkeys(("updates_per_step", "flow_steps"), (1, 1024))
+BOUNDS |= dict.fromkeys(("buffer_size", "recent_window"), (1, MAX_INT))
+BOUNDS |= dict.fromkeys(("learning_starts", "w2_coef"), (0, MAX_INT))
+BOUNDS |= dict.fromkeys(("gamma", "recent_fraction", "target_tau"), (0, 1))
+BOUNDS |= dict.fromkeys(("expectile", "learning_rate"), (0, 1))
 
 
 # ------------------------------------------------------------------------------------- networks
@@ -377,12 +360,6 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
     return state, {f"losses/{name}": value for name, value in metrics.items()} | policy_metrics
 
 
-def only_if(condition: Array, step: Callable[[Any], tuple[Any, Metrics]], state: Any):
-    """`step(state)`, a new state and metrics; the state as it is and zeros if not `condition`."""
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, state)[1])
-    return jax.lax.cond(condition, step, lambda state: (state, zeros), state)
-
-
 # --------------------------------------------------------------------------- train and evaluate
 def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
     """U updates, on batches and noise drawn at once. Returns the learner and summed metrics."""
@@ -392,7 +369,7 @@ def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
     keys = jax.random.split(noise_key, args.updates_per_step)
     sizes = (args.batch_size, ring.data.action.shape[-1])
     noises = jax.vmap(lambda key: draw_update_noise(key, *sizes))(keys)
-    one = training.guarded(lambda s, x: update(s, *x, args), args.on_nonfinite == "skip")
+    one = guarded(lambda s, x: update(s, *x, args), args.on_nonfinite == "skip")
     learner, metrics = jax.lax.scan(one, learner, (batches, noises))
     return learner, jax.tree.map(jnp.sum, metrics)
 
@@ -425,7 +402,7 @@ def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainSta
 
     Donates `state`. Metrics are means over the chunk; a mean over nothing is nan.
     """
-    length = max(1, round(args.log_interval / args.num_envs))
+    length = chunk_length(args)
     first_update = state.learner.critic.step
     state, sums = jax.lax.scan(lambda s, _: train_step(s, env, args), state, length=length)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
@@ -448,14 +425,15 @@ def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainSta
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"))
-def evaluate(params: Params, start: EnvState, key: Array, env: VectorEnv, args: Args):
+def evaluate(learner: LearnerState, start: EnvState, key: Array, env: VectorEnv, args: Args):
     """Returns of one episode in each environment, (N / 2,) each: sampled x0, and x0 = 0."""
+    theta = learner.velocity_field.params
     sampled = (jnp.arange(env.num_envs) < env.num_envs // 2)[:, None]
 
     def step(carry: tuple[EnvState, Array, Array], key: Array):
         state, returns, alive = carry
         x0 = sampled * source_noise(key, (env.num_envs, env.action_size))
-        state = env.step(state, policy_action(params, state.obs, x0, args))
+        state = env.step(state, policy_action(theta, state.obs, x0, args))
         returns = returns + alive * state.reward
         return (state, returns, alive & ~(state.terminated | state.truncated)), None
 
@@ -481,7 +459,7 @@ def load_policy(folder: str | Path) -> Callable[..., Array]:
 
     With a key x0 is sampled as in training; without, x0 = 0.
     """
-    args, data = runs.read_args(Args, folder), Path(folder, "params.msgpack").read_bytes()
+    args, data = runs.read_args(ALGORITHM, folder), Path(folder, "params.msgpack").read_bytes()
     theta = flax.serialization.msgpack_restore(data)["velocity_field"]
     action_size = theta["params"]["Dense_2"]["bias"].shape[0]
 
@@ -494,53 +472,32 @@ def load_policy(folder: str | Path) -> Callable[..., Array]:
     return act
 
 
-def save_params(run: runs.Run, learner: LearnerState) -> Path:
-    """Writes all networks, online and target, to `params.msgpack`, the policy to `policy.npz`."""
-    run.save_bytes("policy.npz", numpy_policy.pack(learner.velocity_field.params, run.config))
+def export(learner: LearnerState, args: Args) -> dict[str, bytes]:
+    """What a run leaves: all networks, online and target, and the policy alone, for numpy."""
     params = {name: getattr(net, "params", net) for name, net in vars(learner).items()}
-    return run.save_bytes("params.msgpack", flax.serialization.to_bytes(params))
+    policy = numpy_policy.pack(learner.velocity_field.params, dataclasses.asdict(args))
+    return {"params.msgpack": flax.serialization.to_bytes(params), "policy.npz": policy}
 
 
 # ------------------------------------------------------------------------------------------- main
+ALGORITHM = Algorithm(
+    name="flowrl_jax",
+    args=Args,
+    presets=PRESETS,
+    bounds=BOUNDS,
+    init_state=init_state,
+    train_chunk=train_chunk,
+    evaluate=evaluate,
+    kinds={"sampled": "sampled x0", "deterministic": "x0 = 0"},
+    export=export,
+    load_policy=load_policy,
+)
+
+
 def main(args: Args) -> int:
     """Trains or evaluates as `args` say; returns the exit code. Bad input: RunError, UsageError."""
-    if args.evaluate:
-        return watch.evaluate(args, load_policy)
-    check = functools.partial(command_line.check_bounds, args)
-    check(1, 2**18, "num_envs", "eval_episodes", "batch_size", "hidden_size")
-    check(1, 1024, "num_seeds", "updates_per_step", "flow_steps")
-    check(1, MAX_INT, "log_interval", "buffer_size", "recent_window")
-    check(1, jnp.inf, "total_timesteps", "keep_checkpoints")
-    check(0, MAX_INT, "eval_interval", "checkpoint_interval", "learning_starts", "w2_coef", "seed")
-    check(0, 1, "gamma", "recent_fraction", "target_tau", "expectile", "learning_rate")
-    devices = parallel.Devices(args)
-    each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
-    physics = dict(engine=args.engine, num_threads=args.num_threads, headroom=args.warp_headroom)
-    make = functools.partial(envs.make, args.env_id, **physics)
-    env = devices.spread(make, args.num_envs, seed=args.seed)
-    shapes = jax.eval_shape(functools.partial(init_state, env, args))
-    print(training.describe(args, env, shapes, devices), flush=True)
-    train_envs = [env, *(make(args.num_envs, seed=a.seed) for a in each[1:])]
-    eval_envs = [make(2 * args.eval_episodes, seed=a.seed + EVAL_SEED) for a in each]
-
-    def evaluation(learner: LearnerState, k: int, index: int) -> Metrics:
-        key = jax.random.fold_in(jax.random.key(each[k].seed + EVAL_SEED), index)
-        start = eval_envs[k].reset(jax.random.fold_in(key, MAX_INT))
-        return env.check(evaluate(learner.velocity_field.params, start, key, eval_envs[0], args))
-
-    return training.train(
-        each,
-        "flowrl_jax",
-        steps_per_chunk=max(1, round(args.log_interval / args.num_envs)) * args.num_envs,
-        train_envs=train_envs,
-        states=[init_state(*pair) for pair in zip(train_envs, each, strict=True)],
-        chunk=functools.partial(train_chunk, env=env, args=args),
-        evaluation=evaluation,
-        save=save_params,
-        devices=devices,
-        watch=lambda one, folder: watch.film_policy(folder, one, load_policy(folder)),
-    )
+    return launch.run(ALGORITHM, args, envs)
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.exit_code(main, Args, PRESETS, envs.UsageError))
+    sys.exit(command_line.exit_code(main, ALGORITHM, envs.UsageError))

@@ -26,15 +26,15 @@ def _dense_norm_elu(h: np.ndarray, p: dict[str, np.ndarray], k: int) -> np.ndarr
     return np.where(h > 0, h, np.expm1(np.minimum(h, 0)))
 
 
-def pack(params: Mapping, config: Mapping) -> bytes:
+def pack(params: Mapping, args: Mapping) -> bytes:
     """The contents of `policy.npz`.
 
-    params: of the velocity field, {"params": {layer: {name: array}}}. config: the run's, whose
-    "args" have flow_steps and ode_solver.
+    params: of the velocity field, {"params": {layer: {name: array}}}. args: the run's, which
+    have flow_steps and ode_solver.
     """
     layers = params["params"].items()
     arrays = {f"{layer}/{name}": np.asarray(x) for layer, p in layers for name, x in p.items()}
-    file, args = io.BytesIO(), config["args"]
+    file = io.BytesIO()
     np.savez(file, **arrays, flow_steps=args["flow_steps"], ode_solver=args["ode_solver"])
     return file.getvalue()
 

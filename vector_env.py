@@ -185,6 +185,25 @@ class VectorEnv:
         start = jax.tree.map(jnp.asarray, start)
         return self._begin(start, pool, jax.random.split(jax.random.key(0), self.num_envs))
 
+    def first_states(self) -> EnvState:
+        """Starts N episodes from the first N initial states of the seed, on any engine the same.
+
+        No two are one draw.
+        """
+        states, episode = self._initial.draw(0, self.num_envs)
+        return self.reset_to(states["qpos"], states["qvel"], states["act"], episode)
+
+    def drawn_model(self, state: EnvState) -> mujoco.MjModel | None:
+        """The model of environment 0 as its episode has it; None if it cannot be drawn."""
+        model = copy.copy(self.task.model)
+        values = {field: np.asarray(state.episode[field][0]) for field in self._rows}
+        write_rows(model, self._rows, values)
+        return model
+
+    def pose(self, state: EnvState) -> np.ndarray:
+        """The pose of environment 0, (nq,), for its `drawn_model`."""
+        return np.asarray(state.physics.qpos[0])
+
     def _advance(self, state: EnvState, action: jax.Array) -> tuple[Any, ...]:
         """One control step without reset.
 

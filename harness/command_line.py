@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import inspect
 import io
 import math
 import os
@@ -12,13 +13,16 @@ import re
 import signal
 import sys
 import traceback
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import tyro
 
-from harness import checkpoints, machine, parallel, runs
-from harness.runs import RunError
+from harness import checkpoints, contract, machine, parallel, runs
+from harness.contract import Algorithm
+from harness.errors import RunError
 
 EVALUATION_EPISODES = 100  # what --eval-episodes is with --evaluate, unless given
 EVALUATION_FLAGS = ("evaluate", "eval_episodes", "engine", "seed", "num_threads", "warp_headroom")
@@ -27,7 +31,7 @@ EVALUATION_FLAGS += ("capture_video",)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
-def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> int:
+def exit_code(main, algorithm: Algorithm, *bad_input: type[Exception]) -> int:
     """Returns main(parsed command line)'s exit code, or that of an error told in one line.
 
     2 for bad input (RunError, and the exceptions `bad_input` that tell the user what to change), 1
@@ -37,10 +41,10 @@ def exit_code(main, kind: type, presets: dict, *bad_input: type[Exception]) -> i
     try:
         if _asks_for_hosts():
             parallel.connect()
-        args = parse_args(kind, presets, preset_for_this_machine())
+        args = parse_args(algorithm, preset_for_this_machine())
         machine.enable_compilation_cache()
         return main(args)
-    except (RunError, parallel.UsageError, *bad_input) as error:
+    except (RunError, *bad_input) as error:
         code, text = 2, " ".join(f"error: {error}".splitlines())  # a file's name may have several
     except (FloatingPointError, checkpoints.SaveError) as error:
         code, text = 1, f"error: {error}"
@@ -88,16 +92,13 @@ def _asks_for_hosts() -> bool:
         return False
 
 
-def parse_args(
-    kind: type, presets: dict[str, dict], automatic: str, arguments: list[str] | None = None
-):
-    """Parses the command line into the dataclass `kind`: preset first, then the flags over it.
+def parse_args(algorithm: Algorithm, automatic: str, arguments: list[str] | None = None):
+    """Parses the command line into `algorithm.args`: preset first, then the flags over it.
 
     With --resume FOLDER the arguments are those of the run there, and flags may change few of them.
 
     Args:
-      kind: a frozen dataclass with a field `preset`; tyro reads its fields, types and comments.
-      presets: preset name -> the fields that it changes.
+      algorithm: whose flags they are; their types and comments are what `--help` shows.
       automatic: the preset that "auto" stands for on this machine.
       arguments: the command line without the program's name; None takes this process's. With
         --evaluate FOLDER the run in that folder takes the preset's place.
@@ -117,49 +118,54 @@ def parse_args(
     if chosen.resume and chosen.evaluate is not None:
         raise RunError("--resume: trains, --evaluate does not; leave one of them out")
     if chosen.resume:
-        return _parse_resume(kind, Path(chosen.resume), arguments)
-    name = chosen.preset
+        return _parse_resume(algorithm, Path(chosen.resume), arguments)
+    name, kind, presets = chosen.preset, algorithm.args, algorithm.presets
     if name not in ("auto", *presets):
         name = "nothing" if name is None else repr(name)
         raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
     if chosen.evaluate is not None:
-        return _evaluation_args(kind, arguments, chosen.evaluate)
+        return _evaluation_args(algorithm, arguments, chosen.evaluate)
     name = automatic if name == "auto" else name
     default = dataclasses.replace(kind(), **presets[name])
-    return dataclasses.replace(_parse(kind, arguments, default), preset=name)
+    whose = f"preset {name}'s"
+    if chosen.preset == "auto":
+        whose += (
+            ", which is what auto takes on this machine; `--preset paper --help` shows another's"
+        )
+    return dataclasses.replace(_parse(kind, arguments, default, whose), preset=name)
 
 
-def _evaluation_args(kind: type, arguments: list[str], folder: str):
+def _evaluation_args(algorithm: Algorithm, arguments: list[str], folder: str):
     """The arguments of the run in `folder`, with EVALUATION_FLAGS from the command line."""
     if not folder:
         raise RunError("--evaluate: needs a run folder")
     try:
-        default = runs.read_args(kind, folder)
+        default = runs.read_args(algorithm, folder)
     except RunError as error:
         raise RunError(f"--evaluate: {error}") from None
     fresh = dict(evaluate=folder, eval_episodes=EVALUATION_EPISODES, capture_video=False)
     default = dataclasses.replace(default, **fresh)
-    args = _parse(kind, arguments, default)
-    for name in (field.name for field in dataclasses.fields(kind)):
-        value = getattr(args, name)
+    args = _parse(algorithm.args, arguments, default, f"those of the run in {folder}")
+    for name, value in vars(args).items():
         if name not in EVALUATION_FLAGS and value != getattr(default, name):
             flag = "--" + name.replace("_", "-")
             raise RunError(f"{flag}: --evaluate takes it from the run folder; leave it out")
     return args
 
 
-def _parse_resume(kind: type, folder: Path, arguments: list[str]):
+def _parse_resume(algorithm: Algorithm, folder: Path, arguments: list[str]):
     """The arguments of the run in `folder`, with those flags over them that a resume may change.
 
     Raises RunError: it is no run's folder, it has no checkpoint, is finished or at work, or a flag
     is in conflict with what the run was begun with. Nothing is written.
     """
     try:
-        status, was = runs.read_config(folder)["status"], runs.read_args(kind, folder)
+        status, was = runs.read_config(folder)["status"], runs.read_args(algorithm, folder)
     except RunError as error:
         raise RunError(f"--resume: {error}") from None
     was = dataclasses.replace(was, num_seeds=1)  # of several seeds each has its folder
-    args = _parse(kind, arguments, dataclasses.replace(was, resume=str(folder)))
+    default = dataclasses.replace(was, resume=str(folder))
+    args = _parse(algorithm.args, arguments, default, f"those of the run in {folder}")
     if args.num_seeds != 1:
         raise RunError("--num-seeds: each seed is resumed alone, by its own folder; leave it out")
     for name, before in dataclasses.asdict(was).items():
@@ -183,17 +189,66 @@ def _parse_resume(kind: type, folder: Path, arguments: list[str]):
     return args
 
 
-def _parse(kind: type, arguments: list[str], default):
-    """The command line over `default`. Raises RunError where it does not parse."""
+def _parse(kind: type, arguments: list[str], default, whose: str):
+    """The command line over `default`. Raises RunError where it does not parse.
+
+    whose: the values in `default`, for `--help`.
+    """
     flags = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
     complaint = io.StringIO()
+    if {"-h", "--help"} & set(arguments):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=arguments, default=default)
+            sections = tyro.cli(
+                _in_sections(kind, default),
+                args=arguments,
+                description=f"{_title(kind)}\n\nThe defaults shown are {whose}.",
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise RunError(_first_sentence(complaint.getvalue(), flags)) from None
+    values = [vars(section) for section in vars(sections).values()]
+    return kind(**{name: value for section in values for name, value in section.items()})
+
+
+def sections(kind: type) -> dict[str, list[str]]:
+    """The names of its fields as `--help` and the table of flags group them, by title."""
+    groups = {title: names.split() for title, names in contract.GROUPS.items()}
+    shared = {name for names in groups.values() for name in names}
+    names = [field.name for field in dataclasses.fields(kind)]
+    own = {"algorithm": [name for name in names if name not in shared]}
+    groups = {title: [name for name in group if name in names] for title, group in groups.items()}
+    first, *rest = groups.items()
+    return {title: group for title, group in (first, *own.items(), *rest) if group}
+
+
+def help_texts(kind: type) -> dict[str, str]:
+    """Field -> the comment on its line, in the class that defines it."""
+    texts: dict[str, str] = {}
+    for one in reversed(kind.__mro__[:-1]):
+        texts |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(one), re.M))
+    return texts
+
+
+def _in_sections(kind: type, default) -> type:
+    """A dataclass of one dataclass for each section: tyro shows a box for each."""
+    texts, types, boxes = help_texts(kind), typing.get_type_hints(kind), []
+    for title, names in sections(kind).items():
+        fields = []
+        for name in names:
+            shown = typing.Annotated[types[name], tyro.conf.arg(help=texts.get(name))]
+            fields.append((name, shown, dataclasses.field(default=getattr(default, name))))
+        box = dataclasses.make_dataclass(title.replace(" ", "_"), fields, frozen=True)
+        boxes.append((box.__name__, box, dataclasses.field(default_factory=box)))
+    return dataclasses.make_dataclass(kind.__name__, boxes, frozen=True)
+
+
+def _title(kind: type) -> str:
+    """The first line of what the algorithm's file says of itself."""
+    return (sys.modules[kind.__module__].__doc__ or kind.__name__).strip().splitlines()[0]
 
 
 def _first_sentence(boxed: str, flags: list[str]) -> str:
@@ -213,9 +268,9 @@ def _first_sentence(boxed: str, flags: list[str]) -> str:
     return f"{text or 'the command line does not parse'}; see --help"
 
 
-def check_bounds(args, low: float, high: float, *names: str) -> None:
-    """Raises RunError, naming the flag, unless every named field lies in [low, high]."""
-    for name in names:
+def check_bounds(args, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Raises RunError, naming the flag, unless every field lies within its bounds (low, high)."""
+    for name, (low, high) in bounds.items():
         value = getattr(args, name)
         if not low <= value <= high:  # also false for nan
             flag = "--" + name.replace("_", "-")

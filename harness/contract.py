@@ -119,9 +119,10 @@ class VectorEnv(Protocol):
         """The state at the first N initial states of its seed, on any engine the same."""
 
     def drawn_model(self, state: Any) -> Any:
-        """A mujoco.MjModel of environment 0 with its episode's own parameters; None if it cannot
-        be drawn.
-        """
+        """A mujoco.MjModel of environment 0 as its episode has it, or None: it is not drawn."""
+
+    def pose(self, state: Any) -> np.ndarray:
+        """The pose of environment 0, (nq,), for its `drawn_model`."""
 
 
 class Environments(Protocol):
@@ -133,7 +134,7 @@ class Environments(Protocol):
         """A VectorEnv."""
 
     def make_original(self, env_id: str, seed: int) -> Any:
-        """The task's original, one environment that is stepped outside JAX; see tasks/original.py."""
+        """The task's original, one environment outside JAX, as tasks.original.Original is."""
 
 
 @dataclasses.dataclass(frozen=True)

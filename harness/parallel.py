@@ -26,6 +26,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from harness.errors import RunError
+
 AXIS = "devices"  # the mesh's one axis
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 SHUTDOWN = 10  # seconds that a process which ends waits for the others to end too
@@ -33,10 +35,6 @@ SEED_STRIDE = 7_368_787  # between the seeds of two processes' initial states
 LOST = "error: another process of this run has ended; what was saved before stands"
 # What a collective says when the process at its other end is gone: Gloo, NCCL, JAX's coordinator.
 _LOST_SIGNS = re.compile(r"gloo|nccl|by peer|broken pipe|unavailable|heartbeat", re.I)
-
-
-class UsageError(ValueError):
-    """A request that cannot be served; its message is one line that says what to change."""
 
 
 # --- seeds ----------------------------------------------------------------------------------------
@@ -91,7 +89,7 @@ def connect() -> None:
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      UsageError: there is nothing to join, or not all joined in time.
+      RunError: there is nothing to join, or not all joined in time.
     """
     # Its handler would swallow SIGTERM until training has begun.
     jax.config.update("jax_enable_preemption_service", False)
@@ -105,7 +103,7 @@ def connect() -> None:
         )
     except (ValueError, TypeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UsageError(
+        raise RunError(
             f"--distributed: cannot join the other processes ({reason}): start under Slurm, MPI or "
             "on a TPU slice, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
@@ -181,7 +179,7 @@ class Devices:
         """args: has num_devices, D, or 0 for all; num_seeds, num_envs, batch_size.
 
         Raises:
-          UsageError: there are not as many, or one of the other numbers does not suit them.
+          RunError: there are not as many, or one of the other numbers does not suit them.
         """
         found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self.count = args.num_devices or len(found)
@@ -195,17 +193,17 @@ class Devices:
         count, num = self.count, self.num_processes
         if not 1 <= count <= available:
             fix = f"use 1 to {available}, or 0 for all"
-            raise UsageError(f"--num-devices: {count}, but JAX finds {available}; {fix}")
+            raise RunError(f"--num-devices: {count}, but JAX finds {available}; {fix}")
         if num > 1 and (count != available or count != num * jax.local_device_count()):
             fix = "use --num-devices 0, and equally many devices for each process"
-            raise UsageError(f"--num-devices: {num} processes use all their devices; {fix}")
+            raise RunError(f"--num-devices: {num} processes use all their devices; {fix}")
         if args.num_seeds > 1 and count > 1:
             fix = "use --num-devices 1, or a run for each seed"
-            raise UsageError(f"--num-seeds: several seeds train on one device only; {fix}")
+            raise RunError(f"--num-seeds: several seeds train on one device only; {fix}")
         for flag, total in (("--num-envs", args.num_envs), ("--batch-size", args.batch_size)):
             if total % count:
                 fix = f"use a multiple, such as {-(-total // count) * count}"
-                raise UsageError(f"{flag}: {total} cannot be split over {count} devices; {fix}")
+                raise RunError(f"{flag}: {total} cannot be split over {count} devices; {fix}")
 
     def share(self) -> float:
         """How much of what is split lies in one memory: a device's, or on a CPU this process's."""
@@ -226,14 +224,14 @@ class Devices:
         make: (num_envs, seed) -> vector environment.
 
         Raises:
-          UsageError: its engine cannot be spread.
+          RunError: its engine cannot be spread.
         """
         if self.mesh is None:
             return make(num_envs, seed=seed)
         own_seed = (seed + SEED_STRIDE * self.process) % 2**32  # of its initial states
         env = make(num_envs // self.num_processes, seed=own_seed)
         if env.engine == "warp":
-            raise UsageError("--engine: warp runs on one device only; use --engine mjx or native")
+            raise RunError("--engine: warp runs on one device only; use --engine mjx or native")
         return SpreadEnv(env, self)
 
     def place(self, tree):

@@ -1,11 +1,11 @@
 """The run folder: configuration and metrics.
 
 runs/{env_id}__{algorithm}__{seed}__{time}/
-    config.json            arguments, versions, git commit, hardware, status
-    params.msgpack         and policy.npz, what `save` of `training.train` writes
+    config.json            algorithm, arguments, versions, git commit, hardware, status
+    params.msgpack         and policy.npz: what the algorithm exports
     metrics.csv            one row a log call; a cell is empty where a metric was not logged
     events.out.tfevents.*  the same for TensorBoard
-    learning_curve.png     drawn by `plot_learning_curve`
+    learning_curve.png     drawn by learning_curve.py
     checkpoints/           what `--resume` goes on from; see checkpoints.py
     evaluation.csv, .json  what `--evaluate` adds; videos/ is `--capture-video`'s; see watch.py
     wandb/                 what `--track` keeps on disk
@@ -15,8 +15,6 @@ import csv
 import dataclasses
 import fcntl
 import json
-import logging
-import math
 import os
 import re
 import sys
@@ -24,25 +22,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from harness import checkpoints, machine, tracking
+from harness.contract import Algorithm
+from harness.errors import RunError, one_line
 
-from harness import checkpoints, machine
-
-CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
-    "eval/episodic_return_sampled": ("evaluation, sampled x0", "#0072B2"),
-    "eval/episodic_return_deterministic": ("evaluation, x0 = 0", "#D55E00"),
-    "charts/episodic_return": ("training episodes", "#009E73"),
-}
 # Arguments that a resume may change: none of them changes what a step does.
 CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "on_nonfinite", "resume"}
 CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints"}
 CHANGEABLE |= {"track", "capture_video"}
-
-
-class RunError(Exception):
-    """Bad input from the user. Its text is one line and names the flag to change."""
 
 
 class Run:
@@ -65,7 +52,7 @@ class Run:
         self._columns = list(dict.fromkeys(name for row in self._rows for name in row)) or ["step"]
         self._csv = None
         self._write_config()
-        self._events = _Events(folder, step)
+        self._events = tracking.EventFile(folder, step)
         if step is None:
             rows = "\n".join(f"|{name}|{value}|" for name, value in config["args"].items())
             self._events.text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
@@ -74,7 +61,9 @@ class Run:
         self._tracker = None
         if config["args"].get("track"):
             try:
-                self._tracker = _start_tracking(self)
+                self._tracker = tracking.start(folder, config)
+                config["wandb"] = self._tracker.id
+                self._write_config()
                 for row in self._rows:  # of a resume: what a kill left there is not known
                     values = {k: float(v) for k, v in row.items() if k != "step"}
                     self._track("log", values, step=int(row["step"]))
@@ -94,6 +83,7 @@ class Run:
         return cls(
             folder,
             {
+                "algorithm": algorithm,
                 "args": config,
                 "versions": machine.versions(),
                 "git": machine.git_state(Path(__file__).resolve().parent),
@@ -212,39 +202,6 @@ class Run:
         os.replace(partial, path)  # the open file goes with its name
 
 
-class _Events:
-    """A TensorBoard file. Written at once: its own SummaryWriter's thread dies of a full disk."""
-
-    def __init__(self, folder: Path, resumed_from: int | None = None):
-        # Its only warning is for NaN, which is the rule until the first episode has ended.
-        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-        before = set(folder.glob("events.out.tfevents.*"))  # two may begin in one second
-        self._writer = EventsWriter(str(folder / "events"), f".{len(before)}")
-        (self._path,) = set(folder.glob("events.out.tfevents.*")) - before
-        if resumed_from is not None:  # readers drop all from this step on in the files before
-            start = SessionLog(status=SessionLog.START)
-            self._write(Event(step=resumed_from + 1, session_log=start))
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._write(Event(step=int(step), summary=summary.scalar(name, float(value))))
-        self._writer.flush()
-
-    def text(self, name: str, markdown: str) -> None:
-        self._write(Event(step=0, summary=summary.text(name, markdown)))
-
-    def sync(self) -> None:
-        self._writer.flush()
-        checkpoints.sync_entry(self._path)
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._writer.write_event(event)
-
-
 def lock(folder: Path, shared: bool = False) -> int:
     """Holds a run's folder until the process ends or closes the descriptor returned.
 
@@ -275,17 +232,20 @@ def read_config(folder: str | Path) -> dict:
         raise RunError(f"'{folder}': config.json is damaged ({one_line(error)})") from None
 
 
-def read_args(kind: type, folder: str | Path):
-    """The arguments that a run was made with, from its config.json, as the dataclass `kind`.
+def read_args(algorithm: Algorithm, folder: str | Path):
+    """The arguments that a run was made with, from its config.json, as `algorithm.args`.
 
-    Raises RunError if there are none, or if another version of this program wrote them.
+    Raises RunError if there are none, or if another algorithm or another version wrote them.
     """
-    args, own = read_config(folder)["args"], dataclasses.asdict(kind())
+    config, own = read_config(folder), dataclasses.asdict(algorithm.args())
+    args, by = config["args"], config.get("algorithm", algorithm.name)
+    if by != algorithm.name:
+        raise RunError(f"'{folder}' is a run of {by}.py, not of {algorithm.name}.py; use that one")
     wrong = [name for name in args if name not in own or not _same_kind(args[name], own[name])]
     if wrong:
         which = ", ".join(wrong)
         raise RunError(f"'{folder}': config.json is another version's or damaged: {which}")
-    return kind(**args)
+    return algorithm.args(**args)
 
 
 def _same_kind(value, own) -> bool:
@@ -301,46 +261,6 @@ def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
         return [row for row in rows if int(row["step"]) <= step]
     except (KeyError, ValueError):
         raise RunError(f"--resume: {path} is damaged: a row has no step; mend it first") from None
-
-
-def one_line(error: BaseException) -> str:
-    """`Type: first line of the message`, at most 300 characters."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
-
-
-def check_tracking() -> None:
-    """Raises RunError if Weights & Biases is not installed, or wants a login that it has not."""
-    try:
-        import wandb
-    except ImportError:
-        pip = "`pip install wandb==0.31.0`"
-        raise RunError(f"--track: needs the package wandb; {pip}") from None
-    offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
-    if not offline and not wandb.login(prompt=False):
-        fix = "`wandb login`, or WANDB_MODE=offline to keep it on disk"
-        raise RunError(f"--track: Weights & Biases has no API key; {fix}")
-
-
-def _start_tracking(run: Run):
-    """A run of Weights & Biases, in the folder of ours and with its name."""
-    import wandb
-
-    try:
-        tracker = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "flowrl_jax"),
-            name=run.folder.name,
-            id=run.config.get("wandb"),  # a resume goes on with the same
-            resume="allow",
-            dir=run.folder,
-            config=run.config["args"],
-            reinit="create_new",  # several seeds are several runs at once
-            settings=wandb.Settings(console="off", silent=True),  # progress is not to be captured
-        )
-    except (wandb.Error, OSError) as error:
-        raise RunError(f"--track: {one_line(error)}; WANDB_MODE=offline needs no server") from None
-    run.config["wandb"] = tracker.id
-    run._write_config()
-    return tracker
 
 
 def check_writable(runs_dir: Path) -> None:
@@ -389,43 +309,3 @@ def replace_file(path: Path, data: bytes) -> Path:
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def plot_learning_curve(folder: Path) -> Path:
-    """Draws `folder`/metrics.csv: return against environment steps, in learning_curve.png.
-
-    A column `<name>_std` beside one of CURVES becomes a band of one standard deviation.
-    """
-    from matplotlib.figure import Figure
-
-    config = json.loads((folder / "config.json").read_text())
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for column, (label, colour) in CURVES.items():
-        points = [
-            (int(row["step"]), float(row[column]), float(row.get(f"{column}_std") or 0.0))
-            for row in rows
-            if math.isfinite(float(row.get(column) or "nan"))
-        ]
-        if not points:
-            continue
-        steps, mean, std = zip(*points, strict=True)
-        evaluation = column.startswith("eval/")
-        marker = "o" if evaluation and len(points) < 60 else None
-        width = 2.0 if evaluation else 1.4
-        axes.plot(steps, mean, color=colour, label=label, lw=width, marker=marker, ms=3)
-        low = [centre - spread for centre, spread in zip(mean, std, strict=True)]
-        high = [centre + spread for centre, spread in zip(mean, std, strict=True)]
-        if any(std):
-            axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-    arguments = config["args"]
-    axes.set_title(f"{arguments.get('env_id', folder.name)}, seed {arguments.get('seed', '?')}")
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("return")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="best")
-    figure.savefig(folder / "learning_curve.png", dpi=120)
-    return folder / "learning_curve.png"

@@ -2,11 +2,11 @@
 
     python flowrl_jax.py --evaluate runs/FOLDER --eval-episodes 100 --engine dm_control
 
-It knows no algorithm: a policy is `act(obs, key=None)`, (B, O) -> (B, A) in [-1, 1], which draws
-its noise with the key, and without one takes none (x0 = 0).
+A policy is `act(obs, key=None)`, (B, O) -> (B, A) in [-1, 1], which draws its noise with the key,
+and without one takes none.
 """
 
-import copy
+import contextlib
 import csv
 import dataclasses
 import importlib.util
@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.errors
 import jax
@@ -28,20 +29,16 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
-import envs
-from harness import command_line, machine, runs
-from tasks.models import import_dm_control
-from tasks.resets import episode_rows, reseed, write_rows
-from vector_env import EnvState, VectorEnv
+from harness import command_line, contract, machine, runs
+from harness.contract import Act, Algorithm, Environments, VectorEnv
+from harness.errors import RunError, one_line
 
-Act = Callable[..., jax.Array]
 ORIGINAL = "dm_control"  # a value of --engine, here only
 SEED = 2_000_003  # added to --seed: initial states of neither training nor its evaluations
 RESAMPLES, CONFIDENCE = 10_000, 0.95
 MAX_EPISODES = 10_000
 BACKENDS = ("egl", "osmesa")  # that draw without a display, in this order
 FILM_SECONDS = 1_800  # after which a drawing process is given up
-KINDS = {"sampled": "sampled", "deterministic": "x0 = 0"}
 HERE = Path(__file__).resolve().parent
 
 
@@ -64,74 +61,45 @@ class Episodes:
 # --- playing --------------------------------------------------------------------------------------
 
 
-def play(env: VectorEnv, act: Act, start: EnvState, step, key=None) -> Episodes:
-    """One episode in each environment from `start`. step: `jax.jit(env.step)`, kept by the caller.
+def play(env: VectorEnv, act: Act, start: Any, step, kind: str = "", key=None) -> Episodes:
+    """One episode in each environment from the state `start`.
 
-    Raises UsageError as `env.check`.
+    step: `jax.jit(env.step)`, kept by the caller. kind: what the progress bar says. key: of the
+    policy's noise, or None. Raises the environments' UsageError as `env.check`.
     """
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
     alive, state, poses = np.ones(env.num_envs, bool), start, []
-    for t in _progress(env.episode_length, "x0 = 0" if key is None else "sampled"):
-        if env.task is not None and alive[0]:
-            poses.append(np.asarray(state.physics.qpos[0]))
+    model = env.drawn_model(start)
+    for t in _progress(env.episode_length, kind):
+        if model is not None and alive[0]:
+            poses.append(env.pose(state))
         state = step(state, act(state.obs, None if key is None else jax.random.fold_in(key, t)))
         returns += np.where(alive, state.reward, 0.0)
         lengths += alive
         alive &= ~np.asarray(state.terminated | state.truncated)
         if not alive.any():
             break
-    return Episodes(env.check(returns), lengths, _motion(env, start, poses))
+    motion = None if model is None else Motion(model, np.stack(poses), env.control_timestep)
+    return Episodes(env.check(returns), lengths, motion)
 
 
-def _motion(env: VectorEnv, start: EnvState, poses: list[np.ndarray]) -> Motion | None:
-    if env.task is None:  # another library's: its State is not only MuJoCo's
-        return None
-    model = copy.copy(env.task.model)
-    rows = episode_rows(model, env.task.episode)
-    write_rows(model, rows, {field: np.asarray(start.episode[field][0]) for field in rows})
-    return Motion(model, np.stack(poses), env.control_timestep)
-
-
-def starts(env: VectorEnv, seed: int) -> EnvState:
-    """The first N initial states of `seed`: no two are one draw, and they are any engine's."""
-    if env.task is None:
-        return env.reset(jax.random.fold_in(jax.random.key(seed), 2**30))  # no time step
-    states, episode = env._initial.draw(0, env.num_envs)
-    return env.reset_to(states["qpos"], states["qvel"], states["act"], episode)
-
-
-def play_original(env_id: str, act: Act, episodes: int, seed: int, key=None) -> Episodes:
-    """The same in dm_control's own environment, one episode after the other.
-
-    Its resets draw from the same generator as `starts`, so they are the same initial states.
-    """
-    domain, name = env_id.split("-", 1)
-    original = import_dm_control("suite").load(domain, name, task_kwargs={"random": seed})
-    reseed(original.task.random, seed, 0)
-    spec, physics = original.action_spec(), original.physics
-    middle, half_range = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
+def play_original(original: Any, act: Act, episodes: int, kind: str = "", key=None) -> Episodes:
+    """The same in a task's original, one episode after the other; see tasks/original.py."""
+    original.restart()
     returns, lengths, poses, motion = np.zeros(episodes), np.zeros(episodes, int), [], None
-    for k in _progress(episodes, "x0 = 0" if key is None else "sampled"):
-        outcome = original.reset()
+    for k in _progress(episodes, kind):
+        obs, over = original.reset(), False
         episode_key = None if key is None else jax.random.fold_in(key, k)
-        while not outcome.last():
+        while not over:
             if k == 0:
-                poses.append(np.array(physics.data.qpos))
+                poses.append(original.pose)
             noise = None if key is None else jax.random.fold_in(episode_key, int(lengths[k]))
-            action = np.asarray(act(flatten(outcome.observation)[None], noise))[0]
-            outcome = original.step(middle + half_range * action)
-            returns[k] += outcome.reward
+            obs, reward, over = original.step(np.asarray(act(obs[None], noise))[0])
+            returns[k] += reward
             lengths[k] += 1
         if k == 0:
-            model = copy.copy(physics.model.ptr)
-            motion = Motion(model, np.stack(poses), original.control_timestep())
+            motion = Motion(original.model, np.stack(poses), original.control_timestep)
     return Episodes(returns, lengths, motion)
-
-
-def flatten(observation: dict[str, np.ndarray]) -> np.ndarray:
-    """dm_control's entries in dm_control's order. (O,) float32"""
-    entries = [np.ravel(entry) for entry in observation.values()]
-    return np.concatenate(entries).astype(np.float32)
 
 
 def _progress(count: int, text: str):
@@ -177,14 +145,15 @@ def summary(episodes: Episodes, success: float | None) -> dict[str, float | int 
     return row
 
 
-def table(rows: list[dict], success: float | None) -> str:
+def table(rows: list[dict], success: float | None, kinds: Mapping[str, str]) -> str:
     """The rows of `summary` for people, a line each."""
-    text = "x0          mean  95% interval           std      min   median      max   length"
+    width = max(map(len, kinds.values()))
+    text = f"{'':{width}}      mean  95% interval           std      min   median      max   length"
     lines = [text + ("  success (95% interval)" if success is not None else "")]
     for row in rows:
         interval = f"[{row['low']:.1f}, {row['high']:.1f}]"
         numbers = "".join(f"{row[name]:9.1f}" for name in ("std", "min", "median", "max", "length"))
-        line = f"{KINDS[row['x0']]:8}{row['mean']:8.1f}  {interval:<18}" + numbers
+        line = f"{kinds[row['kind']]:{width}}  {row['mean']:8.1f}  {interval:<18}" + numbers
         if success is not None:
             bounds = f"[{row['success_low']:.2f}, {row['success_high']:.2f}]"
             line += f"  {row['success']:.2f} {bounds}"
@@ -195,40 +164,31 @@ def table(rows: list[dict], success: float | None) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def evaluate(args, load_policy: Callable[[str], Act]) -> int:
+def evaluate(algorithm: Algorithm, args: Any, environments: Environments) -> int:
     """`--evaluate`: plays, prints a table, adds to evaluation.csv and .json. Returns 0.
 
-    Args:
-      args: the run's own, with evaluate (the run folder), engine, eval_episodes, seed, num_threads,
-        warp_headroom and capture_video from the command line.
-      load_policy: run folder -> `act(obs, key=None)`.
+    args: the run's own, with evaluate (the run folder), engine, eval_episodes, seed, num_threads,
+    warp_headroom and capture_video from the command line.
 
     Raises:
-      RunError, UsageError: bad input; nothing has been written.
+      RunError, environments.UsageError: bad input; nothing has been written.
     """
-    command_line.check_bounds(args, 2, MAX_EPISODES, "eval_episodes")
-    command_line.check_bounds(args, 0, 2**30, "seed")
+    bounds = {"eval_episodes": (2, MAX_EPISODES), "seed": (0, contract.MAX_INT)}
+    command_line.check_bounds(args, bounds)
     folder, began = Path(args.evaluate), time.perf_counter()
     records = _earlier(folder)
-    act = _policy(args, load_policy)
-    seed, count = args.seed + SEED, args.eval_episodes
-    key, original = jax.random.key(seed), args.engine == ORIGINAL
-    env = make_env(args, 1 if original else count, seed, "native" if original else args.engine)
-    _check_fit(folder, act, env)
-    if original:
-        played = [play_original(args.env_id, act, count, seed, k) for k in (key, None)]
-    else:
-        start, step = starts(env, seed), jax.jit(env.step)
-        played = [play(env, act, start, step, k) for k in (key, None)]
-    engine = ORIGINAL if original else env.engine
+    act = _policy(args, algorithm.load_policy)
+    env, played = _played(algorithm, args, environments, act)
+    engine = ORIGINAL if args.engine == ORIGINAL else env.engine
+    count, kinds = args.eval_episodes, algorithm.kinds
     common = {"time": runs.now(), "env_id": args.env_id, "engine": engine, "seed": args.seed}
     common |= {"episodes": count, "seconds": round(time.perf_counter() - began, 1)}
     rows = [
-        common | {"x0": kind} | summary(episodes, env.success)
-        for kind, episodes in zip(KINDS, played, strict=True)
+        common | {"kind": kind} | summary(episodes, env.success)
+        for kind, episodes in zip(kinds, played, strict=True)
     ]
     print(f"{folder}: {args.env_id}, engine {engine}, seed {args.seed}, {count} episodes a row")
-    print(table(rows, env.success))
+    print(table(rows, env.success, kinds))
     print(f"95% interval of the mean: percentile bootstrap over episodes, {RESAMPLES:,} resamples")
     source = {"versions": machine.versions(), "git": machine.git_state(HERE)}
     for row, episodes in zip(rows, played, strict=True):
@@ -241,36 +201,41 @@ def evaluate(args, load_policy: Callable[[str], Act]) -> int:
     return 0
 
 
-def make_env(args, num_envs: int, seed: int, engine: str) -> VectorEnv:
-    """Environments to evaluate in. Raises UsageError, also where there is no original."""
-    if args.engine == ORIGINAL and (":" in args.env_id or args.env_id.startswith("h1-")):
-        whose = "another library's" if ":" in args.env_id else "HumanoidBench's"
-        text = f"{args.env_id} is {whose}, dm_control has no such task; leave the flag out"
-        raise envs.UsageError(f"--engine: {text}")
+def _played(algorithm: Algorithm, args: Any, environments: Environments, act: Act):
+    """A vector environment of the task, and the episodes of each of the algorithm's kinds."""
+    seed, count, engine = args.seed + SEED, args.eval_episodes, args.engine
+    original = environments.make_original(args.env_id, seed) if engine == ORIGINAL else None
+    physics = ("native" if original else engine, seed, args.num_threads, args.warp_headroom)
     try:
-        return envs.make(args.env_id, num_envs, engine, seed, args.num_threads, args.warp_headroom)
-    except envs.UsageError as error:
-        raise envs.UsageError(str(error).replace("--num-envs", "--eval-episodes")) from None
+        env = environments.make(args.env_id, 1 if original else count, *physics)
+    except environments.UsageError as error:
+        raise RunError(str(error).replace("--num-envs", "--eval-episodes")) from None
+    _check_fit(Path(args.evaluate), act, env)
+    kinds = list(zip(algorithm.kinds.values(), (jax.random.key(seed), None), strict=True))
+    if original:
+        return env, [play_original(original, act, count, *kind) for kind in kinds]
+    start, step = env.first_states(), jax.jit(env.step)
+    return env, [play(env, act, start, step, *kind) for kind in kinds]
 
 
-def _policy(args, load_policy: Callable[[str], Act]) -> Act:
+def _policy(args, load_policy) -> Act:
     try:
         return load_policy(args.evaluate)
     except FileNotFoundError as error:
         reason = f"no {Path(error.filename).name}: nothing was saved in it yet"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"its policy cannot be read ({runs.one_line(error)})"
-    raise runs.RunError(f"--evaluate: {args.evaluate}: {reason}")
+        reason = f"its policy cannot be read ({one_line(error)})"
+    raise RunError(f"--evaluate: {args.evaluate}: {reason}")
 
 
 def _check_fit(folder: Path, act: Act, env: VectorEnv) -> None:
     try:
         size = act(np.zeros((1, env.observation_size), np.float32)).shape[-1]
     except (flax.errors.FlaxError, TypeError, ValueError) as error:
-        size = runs.one_line(error)
+        size = one_line(error)
     if size != env.action_size:
         text = f"its policy does not fit {env.env_id} and config.json ({size})"
-        raise runs.RunError(f"--evaluate: {folder}: {text}")
+        raise RunError(f"--evaluate: {folder}: {text}")
 
 
 def _earlier(folder: Path) -> list[dict]:
@@ -284,10 +249,10 @@ def _earlier(folder: Path) -> list[dict]:
         if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
             raise ValueError("no list of evaluations")
     except OSError as error:
-        raise runs.RunError(f"--evaluate: cannot write in {folder} ({error.strerror})") from None
+        raise RunError(f"--evaluate: cannot write in {folder} ({error.strerror})") from None
     except ValueError as error:
-        text = f"{path} is damaged ({runs.one_line(error)}); move it away"
-        raise runs.RunError(f"--evaluate: {text}") from None
+        text = f"{path} is damaged ({one_line(error)}); move it away"
+        raise RunError(f"--evaluate: {text}") from None
     return records
 
 
@@ -313,16 +278,16 @@ def _csv_row(record: dict) -> dict:
 # --- videos ---------------------------------------------------------------------------------------
 
 
-def film_policy(folder: Path, args, act: Act) -> None:
-    """`--capture-video` after training: an episode (x0 = 0) on engine `native`, or a line why not.
+def film_policy(algorithm: Algorithm, environments: Environments, args: Any, folder: Path) -> None:
+    """`--capture-video` after training: an episode without noise on `native`, or a line why not.
 
     Nothing here ends the program but a KeyboardInterrupt: the training is done and saved.
     """
-    path, seed = Path(folder) / "videos" / "trained.mp4", args.seed + SEED
-    motion = None
-    if ":" not in args.env_id:
-        env = envs.make(args.env_id, 1, "native", seed, args.num_threads)
-        motion = play(env, act, starts(env, seed), jax.jit(env.step)).motion
+    path, motion = Path(folder) / "videos" / "trained.mp4", None
+    with contextlib.suppress(environments.UsageError):  # another library's: not on `native`
+        env = environments.make(args.env_id, 1, "native", args.seed + SEED, args.num_threads)
+        act = algorithm.load_policy(folder)
+        motion = play(env, act, env.first_states(), jax.jit(env.step)).motion
     _tell_film(path, motion, args.env_id)
 
 

@@ -615,7 +615,7 @@ def test_a_signal_saves_and_says_so(tmp_path, number, code):
 def test_bad_input_is_one_line(flags, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((runs.RunError, envs.UsageError)) as error:
-        flowrl.main(command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags))
+        flowrl.main(command_line.parse_args(flowrl.ALGORITHM, "cpu", flags))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -633,7 +633,7 @@ def test_bad_input_exits_with_2_and_no_traceback(tmp_path):
 
 def test_flags_override_presets():
     def parse(*flags):
-        return command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", list(flags))
+        return command_line.parse_args(flowrl.ALGORITHM, "cpu", list(flags))
 
     assert parse().hidden_size == flowrl.PRESETS["cpu"]["hidden_size"]
     assert parse().preset == "cpu"

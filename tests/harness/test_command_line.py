@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> tuple[int, str, int]:
         for patch in patches:
             stack.enter_context(patch)
         try:
-            code = command_line.exit_code(flowrl.main, flowrl.Args, flowrl.PRESETS, envs.UsageError)
+            code = command_line.exit_code(flowrl.main, flowrl.ALGORITHM, envs.UsageError)
         except SystemExit as stop:  # --help
             code = "an exit of its own" if stop.code else 0
     return code, errors.getvalue(), trained.call_count
@@ -115,7 +115,7 @@ def only_shapes():
 
 
 def refuse():
-    raise parallel.UsageError("--distributed: there is nothing to join")
+    raise RunError("--distributed: there is nothing to join")
 
 
 def files(folder: Path) -> set[str]:

@@ -277,7 +277,7 @@ def four_bad_input(changes, says, tmp_path, monkeypatch):
 
         monkeypatch.setattr(envs, "make", make)
     args = dataclasses.replace(FOUR, **{"runs_dir": str(tmp_path / "runs")} | changes)
-    with pytest.raises(parallel.UsageError, match=re.escape(says)) as raised:
+    with pytest.raises(RunError, match=re.escape(says)) as raised:
         flowrl.main(args)
     assert "\n" not in str(raised.value)
     assert "use " in str(raised.value)

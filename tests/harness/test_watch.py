@@ -44,7 +44,7 @@ def saved_run(runs_dir: Path, **changes) -> Path:
 def command(*flags: str, monkeypatch) -> int:
     """The program's exit code, in this process."""
     monkeypatch.setattr(sys, "argv", ["flowrl_jax.py", *map(str, flags)])
-    return command_line.exit_code(flowrl.main, flowrl.Args, flowrl.PRESETS, envs.UsageError)
+    return command_line.exit_code(flowrl.main, flowrl.ALGORITHM, envs.UsageError)
 
 
 @jax.jit
@@ -258,7 +258,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 
 def test_the_original_is_for_evaluation_only():
-    args = command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", ["--engine", "dm_control"])
+    args = command_line.parse_args(flowrl.ALGORITHM, "cpu", ["--engine", "dm_control"])
     with pytest.raises(envs.UsageError, match="--engine"):
         flowrl.main(args)
 
@@ -266,7 +266,7 @@ def test_the_original_is_for_evaluation_only():
 def test_evaluation_takes_100_episodes_and_the_rest_from_the_run(tmp_path):
     folder = saved_run(tmp_path, hidden_size=64, flow_steps=3, engine="mjx", gamma=0.9)
     flags = ["--evaluate", str(folder)]
-    args = command_line.parse_args(flowrl.Args, flowrl.PRESETS, "cpu", flags)
+    args = command_line.parse_args(flowrl.ALGORITHM, "cpu", flags)
     assert (args.eval_episodes, args.hidden_size, args.flow_steps) == (100, 64, 3)
     assert (args.engine, args.gamma, args.seed) == ("mjx", 0.9, 3)
     args = command_line.parse_args(

@@ -455,16 +455,20 @@ def init_state(env: VectorEnv, args: Args) -> TrainState:
 
 # --------------------------------------------------------------------------------- save and load
 def load_policy(folder: str | Path) -> Callable[..., Array]:
-    """Returns `act(obs, key=None)`: (B, O) -> (B, A) in [-1, 1], of a run's trained policy.
+    """Returns `act(obs, key=None)`: (..., O) -> (..., A) in [-1, 1], of a run's trained policy.
 
-    With a key x0 is sampled as in training; without, x0 = 0.
+    With a key x0 is sampled as in training; without, x0 = 0. `act` raises ValueError for
+    observations of another size.
     """
     args, data = runs.read_args(ALGORITHM, folder), Path(folder, "params.msgpack").read_bytes()
     theta = flax.serialization.msgpack_restore(data)["velocity_field"]
     action_size = theta["params"]["Dense_2"]["bias"].shape[0]
+    obs_size = theta["params"]["Dense_0"]["kernel"].shape[0] - action_size - 1
 
     @jax.jit
     def act(obs: Array, key: Array | None = None) -> Array:
+        if obs.shape[-1:] != (obs_size,):
+            raise ValueError(f"obs has shape {obs.shape}, this policy needs (..., {obs_size})")
         shape = (*obs.shape[:-1], action_size)
         x0 = jnp.zeros(shape) if key is None else source_noise(key, shape)
         return policy_action(theta, obs, x0, args)

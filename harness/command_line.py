@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import inspect
 import io
 import math
@@ -225,11 +226,14 @@ def sections(kind: type) -> dict[str, list[str]]:
     return {title: group for title, group in (first, *own.items(), *rest) if group}
 
 
+@functools.cache
 def help_texts(kind: type) -> dict[str, str]:
     """Field -> the comment on its line, in the class that defines it."""
     texts: dict[str, str] = {}
     for one in reversed(kind.__mro__[:-1]):
-        texts |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(one), re.M))
+        source = Path(inspect.getfile(one)).read_text()
+        body = re.search(rf"^class {one.__name__}\b.*?(?=^\S|\Z)", source, re.M | re.S)
+        texts |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", body[0] if body else "", re.M))
     return texts
 
 

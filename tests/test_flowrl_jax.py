@@ -19,7 +19,8 @@ import pytest
 import envs
 import flowrl_jax as flowrl
 from benchmarks import bandit
-from harness import command_line, parallel, runs
+from harness import command_line, parallel
+from harness.errors import RunError
 
 ROOT = Path(__file__).parents[1]
 OBS, A, B = 5, 3, 16
@@ -614,7 +615,7 @@ def test_a_signal_saves_and_says_so(tmp_path, number, code):
 )
 def test_bad_input_is_one_line(flags, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((runs.RunError, envs.UsageError)) as error:
+    with pytest.raises((RunError, envs.UsageError)) as error:
         flowrl.main(command_line.parse_args(flowrl.ALGORITHM, "cpu", flags))
     assert says in str(error.value)
     assert "\n" not in str(error.value)

@@ -27,7 +27,19 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import flowrl_jax as flowrl
-from harness import checkpoints, command_line, machine, parallel, replay, runs, training
+from harness import (
+    checkpoints,
+    command_line,
+    contract,
+    guard,
+    learning_curve,
+    machine,
+    parallel,
+    replay,
+    runs,
+    training,
+)
+from harness.errors import RunError
 
 ROOT = Path(runs.__file__).parents[1]
 WALL_CLOCK = {"charts/SPS", "charts/UPS", "charts/seconds"}
@@ -272,6 +284,8 @@ class Probe:
     preset: str = "cpu"
     gamma: float = 0.5
     total_timesteps: int = 120
+    log_interval: int = 10
+    capture_video: bool = False
     eval_interval: int = 30
     checkpoint_interval: int = 20
     keep_checkpoints: int = 2
@@ -292,7 +306,15 @@ class ProbeState:
 class ProbeEnv:
     engine, success = "none", None
 
+    def reset(self, key):
+        """Its state is what tells `evaluate` when it is called."""
+        return self.index
+
+    def check(self, returns):
+        return returns
+
     def refresh(self, env, index):
+        self.index = index
         return env.at[index % 4].set(math.sin(index))
 
 
@@ -313,30 +335,40 @@ def probe_chunk(state: ProbeState, args: Probe):
     return ProbeState(learner, state.env, ring, key, state.num_steps + 10), metrics
 
 
-def train(args: Probe, chunk=probe_chunk, evaluation=None) -> int:
-    each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
-
-    def evaluate(learner, k, index):
+def probe_algorithm(chunk, evaluation) -> contract.Algorithm:
+    def evaluate(learner, start, key, env, args):
         if evaluation is not None:
-            evaluation(index)
+            evaluation(start)
         return {"sampled": np.asarray(learner["w"])}
 
-    return training.train(
-        each,
-        "test",
-        steps_per_chunk=10,
-        train_envs=[ProbeEnv() for _ in each],
-        states=[probe_state(one) for one in each],
-        chunk=functools.partial(chunk, args=args),
-        evaluation=evaluate,
-        save=lambda run, learner: run.save_bytes("params.msgpack", np.asarray(learner["w"])),
-        devices=parallel.Devices(args),
+    return contract.Algorithm(
+        name="test",
+        args=Probe,
+        presets={"cpu": {}},
+        bounds={},
+        init_state=lambda env, args: probe_state(args),
+        train_chunk=lambda state, env, args: chunk(state, args),
+        evaluate=evaluate,
+        kinds={"sampled": "sampled"},
+        export=lambda learner, args: {"params.msgpack": np.asarray(learner["w"]).tobytes()},
+        load_policy=None,
     )
+
+
+PROBE = probe_algorithm(None, None)
+
+
+def train(args: Probe, chunk=probe_chunk, evaluation=None) -> int:
+    """evaluation: called with the index of the chunk that it follows."""
+    each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
+    envs = [ProbeEnv() for _ in each]
+    algorithm = probe_algorithm(chunk, evaluation)
+    return training.train(algorithm, each, envs, envs, parallel.Devices(args))
 
 
 def resumed(folder: Path, *flags: str) -> Probe:
     """The arguments of `--resume folder` and more flags."""
-    return command_line.parse_args(Probe, {"cpu": {}}, "cpu", ["--resume", str(folder), *flags])
+    return command_line.parse_args(PROBE, "cpu", ["--resume", str(folder), *flags])
 
 
 class Ended(Exception):
@@ -400,7 +432,7 @@ def test_each_of_several_seeds_goes_on_alone(tmp_path):
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-6)
     assert [r["step"] for r in read_rows(folders[1])] == [r["step"] for r in read_rows(reference)]
-    with pytest.raises(runs.RunError, match="--num-seeds: each seed is resumed alone"):
+    with pytest.raises(RunError, match="--num-seeds: each seed is resumed alone"):
         resumed(folders[0], "--num-seeds", "3")
 
 
@@ -434,7 +466,7 @@ def test_nothing_whole_is_one_line(tmp_path):
     folder = interrupted_run(tmp_path, 3)
     (folder / "checkpoints" / "000000000020" / "manifest.json").unlink()
     before = on_disk(folder)
-    with pytest.raises(runs.RunError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(RunError, match=r"no checkpoint in .* is whole"):
         train(resumed(folder))
     assert on_disk(folder) == before
 
@@ -522,7 +554,7 @@ def test_a_fault_before_any_checkpoint_says_so(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 10, .*; no good checkpoint yet$"):
         train(Probe(str(tmp_path)), faulty("loss", 1))
     (folder,) = tmp_path.iterdir()
-    with pytest.raises(runs.RunError, match="has no checkpoint"):
+    with pytest.raises(RunError, match="has no checkpoint"):
         resumed(folder)
 
 
@@ -533,7 +565,7 @@ def test_guarded(skip):
 
     given = jnp.array([1.0, jnp.nan, 2.0, jnp.inf, 3.0])
     state = {"w": jnp.zeros(()), "n": jnp.zeros((), jnp.int32)}
-    state, metrics = jax.lax.scan(training.guarded(step, skip), state, given)
+    state, metrics = jax.lax.scan(guard.guarded(step, skip), state, given)
     np.testing.assert_array_equal(metrics["charts/nonfinite_losses"], [0, 1, 0, 1, 0])
     if skip:
         assert state == {"w": 6.0, "n": 3}
@@ -555,7 +587,7 @@ def test_a_full_disk_ends_training_with_one_line(tmp_path, capsys, monkeypatch):
         args = Probe(str(tmp_path / "disk"), keep_checkpoints=100)
         monkeypatch.setattr(sys, "argv", ["program"])
         monkeypatch.setattr(machine, "enable_compilation_cache", lambda: None)
-        assert command_line.exit_code(lambda _: train(args), Probe, {"cpu": {}}) == 1
+        assert command_line.exit_code(lambda _: train(args), PROBE) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         (folder,) = (tmp_path / "disk").iterdir()
         last = checkpoints.newest(folder / "checkpoints")
@@ -576,9 +608,7 @@ def test_rows_on_a_full_disk_are_one_line_too(tmp_path, capsys, monkeypatch):
         args = dataclasses.replace(args, eval_interval=1_000)
         monkeypatch.setattr(sys, "argv", ["program"])
         monkeypatch.setattr(machine, "enable_compilation_cache", lambda: None)
-        assert (
-            command_line.exit_code(lambda _: train(args, evaluation=fill), Probe, {"cpu": {}}) == 1
-        )
+        assert command_line.exit_code(lambda _: train(args, evaluation=fill), PROBE) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: cannot write the run's files: No space left on device")
 
@@ -606,7 +636,7 @@ def folder(tmp_path):
 )
 def test_flags_in_conflict_are_named_and_nothing_is_touched(folder, flags, says):
     before = on_disk(folder)
-    with pytest.raises(runs.RunError, match=says) as caught:
+    with pytest.raises(RunError, match=says) as caught:
         resumed(folder, *flags)
     assert "\n" not in str(caught.value)
     assert on_disk(folder) == before
@@ -626,29 +656,29 @@ def test_flags_that_change_nothing_are_taken(folder):
 def test_what_depends_on_the_machine_has_to_be_the_same(folder, monkeypatch):
     before = on_disk(folder)
     monkeypatch.setattr(ProbeEnv, "engine", "mjx")
-    with pytest.raises(runs.RunError, match=r"--engine: .* had engine none, here .* engine mjx"):
+    with pytest.raises(RunError, match=r"--engine: .* had engine none, here .* engine mjx"):
         train(resumed(folder))
     assert on_disk(folder) == before
 
 
 def test_no_folder_no_run_no_checkpoint(tmp_path):
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(runs.RunError, match=r"--resume: .* no run folder: config\.json"):
+        with pytest.raises(RunError, match=r"--resume: .* no run folder: config\.json"):
             resumed(folder)
     (tmp_path / "config.json").write_text(
         json.dumps({"args": {"runs_dir": "x"}, "status": "failed"})
     )
-    with pytest.raises(runs.RunError, match=r"--resume: .* has no checkpoint"):
+    with pytest.raises(RunError, match=r"--resume: .* has no checkpoint"):
         resumed(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"args": {"alpha": 1}, "status": "failed"}))
-    with pytest.raises(runs.RunError, match=r"--resume: .* another version.* alpha"):
+    with pytest.raises(RunError, match=r"--resume: .* another version.* alpha"):
         resumed(tmp_path)
 
 
 def test_a_finished_run_is_refused(tmp_path):
     assert train(Probe(str(tmp_path))) == 0
     (folder,) = tmp_path.iterdir()
-    with pytest.raises(runs.RunError, match=r"has finished all of its 120 steps; .*--total-time"):
+    with pytest.raises(RunError, match=r"has finished all of its 120 steps; .*--total-time"):
         resumed(folder)
 
 
@@ -656,7 +686,7 @@ def test_a_run_at_work_is_refused(tmp_path):
     def evaluation(index):
         (folder,) = tmp_path.iterdir()
         if index == 3:
-            with pytest.raises(runs.RunError, match="another process is at work"):
+            with pytest.raises(RunError, match="another process is at work"):
                 resumed(folder)
 
     assert train(Probe(str(tmp_path)), evaluation=evaluation) == 0
@@ -669,7 +699,7 @@ def test_who_resumes_holds_the_folder_while_it_compiles(folder, monkeypatch):
     def compiling(self, *arguments):
         if not other:
             other.append(1)
-            with pytest.raises(runs.RunError, match="another process is at work"):
+            with pytest.raises(RunError, match="another process is at work"):
                 train(args)
         return program(self, *arguments)
 
@@ -710,7 +740,7 @@ def test_a_curve_that_cannot_be_drawn_fails_no_run(tmp_path, monkeypatch):
     def full(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "plot_learning_curve", full)
+    monkeypatch.setattr(learning_curve, "plot", full)
     assert train(Probe(str(tmp_path))) == 0
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "finished"
@@ -720,7 +750,7 @@ def test_rows_without_a_step_are_one_line_and_nothing_is_touched(folder):
     text = (folder / "metrics.csv").read_text()
     (folder / "metrics.csv").write_text(text.replace("step", "stop", 1))
     before = on_disk(folder)
-    with pytest.raises(runs.RunError, match=r"--resume: .*metrics.csv is damaged"):
+    with pytest.raises(RunError, match=r"--resume: .*metrics.csv is damaged"):
         train(resumed(folder))
     assert on_disk(folder) == before
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import hypothesis
@@ -17,7 +18,8 @@ import pytest
 
 import envs
 import flowrl_jax as flowrl
-from harness import command_line, machine, parallel, runs, training
+from harness import command_line, machine, parallel, tracking, training
+from harness.errors import RunError
 
 # Small, or beyond every bound: what fits is really made, and the machine is shared.
 SIZES = [-1, 0, 1, 2, 3, 7, 8]
@@ -87,7 +89,7 @@ def run(arguments: list[str]) -> tuple[int, str, int]:
         mock.patch.object(machine, "enable_compilation_cache"),
         mock.patch.object(machine, "device_memory_bytes", return_value=2**26),
         mock.patch.object(parallel, "connect", refuse),  # it waits for others
-        mock.patch.object(runs, "check_tracking"),  # it may ask Weights & Biases
+        mock.patch.object(tracking, "check"),  # it may ask Weights & Biases
         mock.patch.dict(sys.modules, {"warp": None}),  # measures for a minute
         mock.patch.object(sys, "argv", ["flowrl_jax.py", *arguments]),
         contextlib.redirect_stderr(errors),
@@ -183,7 +185,7 @@ def test_each_flag_with_each_odd_value(value, here):
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (runs.RunError("--x: too small"), 2, "--x"),
+        (RunError("--x: too small"), 2, "--x"),
         (ValueError("--y: unknown"), 2, "--y"),
         (FloatingPointError("losses/critic at step 5"), 1, "step 5"),
         (KeyboardInterrupt(), 130, "stopped"),
@@ -200,7 +202,8 @@ def test_exit_code_and_one_line(error, code, says, capsys, monkeypatch):
         resume: str = ""
 
     monkeypatch.setattr(sys, "argv", ["program"])
-    assert command_line.exit_code(program, Args, {"cpu": {}}, ValueError) == code
+    algorithm = SimpleNamespace(name="test", args=Args, presets={"cpu": {}})
+    assert command_line.exit_code(program, algorithm, ValueError) == code
     printed = capsys.readouterr().err
     assert says in printed
     assert printed.count("\n") == 1

@@ -32,6 +32,7 @@ import adapters
 import envs
 import flowrl_jax as flowrl
 from harness import checkpoints, parallel, replay
+from harness.errors import RunError
 
 ROOT = Path(flowrl.__file__).parent
 SMALL = dict(env_id="cartpole-balance", engine="native", num_envs=8, num_threads=1, batch_size=32)

@@ -18,7 +18,8 @@ import pytest
 from scripts import run_script
 from tensorboardX.proto import event_pb2
 
-from harness import runs
+from harness import learning_curve, runs
+from harness.errors import RunError
 
 ROOT = Path(runs.__file__).parents[1]
 
@@ -130,7 +131,7 @@ def test_a_runs_folder_that_cannot_be_written_is_one_line(tmp_path, below):
     blocker.write_text("a file, which even root cannot make a folder in")
     runs_dir = blocker / below if below else blocker
     for attempt in (lambda: runs.check_writable(runs_dir), lambda: make_run(runs_dir)):
-        with pytest.raises(runs.RunError) as caught:
+        with pytest.raises(RunError) as caught:
             attempt()
         message = str(caught.value)
         assert "--runs-dir" in message
@@ -228,10 +229,10 @@ def test_save_bytes_is_whole_or_the_old_file(tmp_path, monkeypatch):
 
 
 def colours_drawn(path: Path) -> set[str]:
-    """Colours of runs.CURVES that at least 30 pixels of the picture have, within rounding."""
+    """Colours of CURVES that at least 30 pixels of the picture have, within rounding."""
     pixels = matplotlib.image.imread(path)[..., :3]
     drawn = set()
-    for _, colour in runs.CURVES.values():
+    for _, colour in learning_curve.CURVES.values():
         target = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
         if (np.abs(pixels - target).max(-1) < 0.02).sum() >= 30:
             drawn.add(colour)
@@ -239,15 +240,15 @@ def colours_drawn(path: Path) -> set[str]:
 
 
 def test_the_learning_curve_draws_each_curve_that_was_logged(tmp_path):
-    sampled, deterministic, training = runs.CURVES
-    colours = [colour for _, colour in runs.CURVES.values()]
+    sampled, deterministic, training = learning_curve.CURVES
+    colours = [colour for _, colour in learning_curve.CURVES.values()]
     with make_run(tmp_path, env_id="cartpole-balance", seed=7) as run:
         for step in range(0, 10_000, 1000):
             run.log(step, {training: 50.0 if step else math.nan})
-        assert colours_drawn(runs.plot_learning_curve(run.folder)) == {colours[2]}
+        assert colours_drawn(learning_curve.plot(run.folder)) == {colours[2]}
         for step in range(0, 10_000, 1000):
             run.log(step, {sampled: step / 20, f"{sampled}_std": 80.0, deterministic: 300.0})
-        path = runs.plot_learning_curve(run.folder)
+        path = learning_curve.plot(run.folder)
     assert path == run.folder / "learning_curve.png"
     assert colours_drawn(path) == set(colours)
 
@@ -255,4 +256,4 @@ def test_the_learning_curve_draws_each_curve_that_was_logged(tmp_path):
 def test_a_run_without_returns_still_has_a_picture(tmp_path):
     with make_run(tmp_path) as run:
         run.log(0, {"losses/critic": 1.0})
-    assert colours_drawn(runs.plot_learning_curve(run.folder)) == set()
+    assert colours_drawn(learning_curve.plot(run.folder)) == set()

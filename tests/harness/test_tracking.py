@@ -12,7 +12,8 @@ import types
 import pytest
 
 import flowrl_jax as flowrl
-from harness import runs
+from harness import runs, tracking
+from harness.errors import RunError
 
 
 class Wandb(types.ModuleType):
@@ -92,7 +93,7 @@ def test_what_is_missing_is_one_line_and_makes_nothing(package, says, tmp_path, 
     monkeypatch.chdir(tmp_path)
     args = dataclasses.replace(flowrl.Args(), env_id="cartpole-balance", track=True, num_threads=1)
     args = dataclasses.replace(args, hidden_size=8, batch_size=4, buffer_size=64, num_envs=1)
-    with pytest.raises(runs.RunError, match="--track") as error:
+    with pytest.raises(RunError, match="--track") as error:
         flowrl.main(args)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
@@ -102,12 +103,12 @@ def test_what_is_missing_is_one_line_and_makes_nothing(package, says, tmp_path, 
 def test_offline_needs_no_login(monkeypatch):
     use(monkeypatch, Wandb(logged_in=False))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    runs.check_tracking()
+    tracking.check()
 
 
 def test_a_server_that_refuses_ends_the_run_as_failed(tmp_path, monkeypatch):
     use(monkeypatch, Wandb(refuses="no such host\nand more"))
-    with pytest.raises(runs.RunError, match=r"--track.*no such host.*WANDB_MODE=offline"):
+    with pytest.raises(RunError, match=r"--track.*no such host.*WANDB_MODE=offline"):
         make_run(tmp_path)
     (folder,) = tmp_path.iterdir()
     config = json.loads((folder / "config.json").read_text())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scripts import run_script
 
-from harness import parallel, training
+from harness import contract, parallel, progress, stopping, training
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -28,8 +28,8 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 def test_progress_without_a_terminal_is_a_few_plain_lines():
     script = """
-        from harness import training
-        with training.Progress(2_000_000) as progress:
+        from harness.progress import Progress
+        with Progress(2_000_000) as progress:
             for step in range(1000, 2_000_001, 1000):
                 if step == 500_000:
                     progress.write("a line")
@@ -46,25 +46,25 @@ def test_progress_without_a_terminal_is_a_few_plain_lines():
 
 def test_time_left_does_not_count_compiling(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(training, "PLAIN_INTERVAL", 0.5)
-    progress = training.Progress(1000)
-    progress._bar._time = lambda: clock[0]
-    progress._bar.start_t = progress._bar.last_print_t = 0.0
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.5)
+    shown = progress.Progress(1000)
+    shown._bar._time = lambda: clock[0]
+    shown._bar.start_t = shown._bar.last_print_t = 0.0
     clock[0] = 600.0  # ten minutes of compiling
-    progress.update(100, 1.0, 1.0, 1.0)
+    shown.update(100, 1.0, 1.0, 1.0)
     for step in range(200, 501, 100):
         clock[0] += 10.0
-        progress.update(step, 1.0, 10.0, 1.0)
-    assert progress._bar.format_dict["rate"] == pytest.approx(10.0)  # steps a second
-    progress.close()
+        shown.update(step, 1.0, 10.0, 1.0)
+    assert shown._bar.format_dict["rate"] == pytest.approx(10.0)  # steps a second
+    shown.close()
 
 
 # --- signals --------------------------------------------------------------------------------------
 
 CHUNKS = """
     import sys, time
-    from harness import training
-    with training.StopSignal() as stop:
+    from harness import stopping
+    with stopping.StopSignal() as stop:
         print("ready")
         while stop.requested is None:
             time.sleep(0.01)
@@ -74,11 +74,11 @@ CHUNKS = """
 # One XLA call that takes years: Python runs no signal handler in it.
 ONE_LONG_CHUNK = """
     import sys, time, jax
-    from harness import training
+    from harness import stopping
     def loop(body):
         return lambda x: jax.lax.fori_loop(0, 2**30, lambda _, x: body(x), x)
     work = jax.jit(loop(loop(lambda x: x * 0.999 + 1)))
-    with training.StopSignal() as stop:
+    with stopping.StopSignal() as stop:
         print("ready")
         work(1.0).block_until_ready()
 """
@@ -116,24 +116,24 @@ def test_a_second_signal_interrupts(second):
     assert returncode != 0
     assert "KeyboardInterrupt" in output
     assert "saved" not in output
-    assert seconds < 1 + training.STOP_GRACE
+    assert seconds < 1 + stopping.STOP_GRACE
 
 
 def test_a_second_signal_ends_a_chunk_that_does_not_return():
     returncode, output, seconds = signalled(ONE_LONG_CHUNK, signal.SIGINT, signal.SIGINT)
     assert returncode == 130
     assert "stopping after the present chunk" in output
-    assert seconds < 1 + training.STOP_GRACE + 5
+    assert seconds < 1 + stopping.STOP_GRACE + 5
 
 
 def test_handlers_are_restored():
-    before = [signal.getsignal(number) for number in training.StopSignal.SIGNALS]
-    with training.StopSignal() as stop:
-        during = [signal.getsignal(number) for number in training.StopSignal.SIGNALS]
+    before = [signal.getsignal(number) for number in stopping.StopSignal.SIGNALS]
+    with stopping.StopSignal() as stop:
+        during = [signal.getsignal(number) for number in stopping.StopSignal.SIGNALS]
         assert stop.requested is None
         assert stop.exit_code == 0
     assert during != before
-    assert [signal.getsignal(number) for number in training.StopSignal.SIGNALS] == before
+    assert [signal.getsignal(number) for number in stopping.StopSignal.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
 
 
@@ -156,6 +156,8 @@ class Args:
     num_envs: int = 1
     batch_size: int = 1
     total_timesteps: int = 30
+    log_interval: int = 10
+    capture_video: bool = False
     eval_interval: int = 0
     checkpoint_interval: int = 0
     keep_checkpoints: int = 2
@@ -164,18 +166,21 @@ class Args:
     resume: str = ""
 
 
-def train(args, chunk, evaluation):
-    return training.train(
-        [args],
-        "test",
-        steps_per_chunk=10,
-        states=[State(jnp.zeros(()), jnp.zeros(3))],
-        chunk=chunk,
-        train_envs=[mock.Mock(refresh=lambda env, index: env, success=None, engine="none")],
-        evaluation=evaluation,
-        save=lambda run, learner: None,
-        devices=parallel.Devices(args),
+def train(args, chunk, evaluate):
+    algorithm = contract.Algorithm(
+        name="test",
+        args=Args,
+        presets={},
+        bounds={},
+        init_state=lambda env, args: State(jnp.zeros(()), jnp.zeros(3)),
+        train_chunk=lambda state, env, args: chunk(state),
+        evaluate=lambda learner, start, key, env, args: evaluate(),
+        kinds={"sampled": "sampled"},
+        export=lambda learner, args: {},
+        load_policy=None,
     )
+    env = mock.Mock(refresh=lambda env, index: env, success=None, engine="none", check=lambda x: x)
+    return training.train(algorithm, [args], [env], [env], parallel.Devices(args))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -187,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         return State(state.learner + 1, state.env), metrics | {"charts/nonfinite_losses": 1.0 * bad}
 
     with pytest.raises(FloatingPointError, match=r"step 20, seed 1: losses/critic"):
-        train(Args(str(tmp_path)), chunk, lambda learner, k, index: {})
+        train(Args(str(tmp_path)), chunk, dict)
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "config.json").read_text())["status"] == "failed"
 
@@ -197,12 +202,12 @@ def test_seconds_count_evaluation_too(tmp_path):
         metrics = {"charts/updates": state.learner, "charts/episodic_return": 0.0}
         return State(state.learner + 1, state.env), metrics
 
-    def evaluation(learner, k, index):
+    def evaluate():
         time.sleep(0.1)
         return {"sampled": np.zeros(1)}
 
     began = time.perf_counter()
-    code = train(Args(str(tmp_path), eval_interval=10), chunk, evaluation)
+    code = train(Args(str(tmp_path), eval_interval=10), chunk, evaluate)
     took = time.perf_counter() - began
     (folder,) = tmp_path.iterdir()
     seconds = [float(row["charts/seconds"]) for row in read_csv(folder)]
@@ -213,7 +218,7 @@ def test_seconds_count_evaluation_too(tmp_path):
 
 def test_success_is_the_share_of_returns_that_reach_the_threshold():
     returns = {"sampled": np.array([1.0, 5.0, 9.0, 5.0])}
-    metrics = training._evaluation_metrics(returns, success=5.0)
+    metrics = training.evaluation_metrics(returns, success=5.0)
     assert metrics["eval/success_sampled"] == 0.75
     assert metrics["eval/episodic_return_sampled"] == 5.0
-    assert "eval/success_sampled" not in training._evaluation_metrics(returns, success=None)
+    assert "eval/success_sampled" not in training.evaluation_metrics(returns, success=None)

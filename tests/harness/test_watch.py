@@ -37,7 +37,8 @@ def saved_run(runs_dir: Path, **changes) -> Path:
     config = dataclasses.asdict(args)
     learner = flowrl.init_learner(jax.random.key(0), 5, 1, args)
     with runs.Run.create(runs_dir, args.env_id, "flowrl_jax", args.seed, config) as run:
-        flowrl.save_params(run, learner)
+        for name, content in flowrl.export(learner, args).items():
+            run.save_bytes(name, content)
     return run.folder
 
 
@@ -67,8 +68,8 @@ def swim(obs, key=None):
 @pytest.mark.parametrize(("env_id", "act"), [("cartpole-balance", balance), ("fish-swim", swim)])
 def test_returns_are_those_of_the_original_environment(env_id, act):
     env = envs.make(env_id, 3, "native", seed=11, num_threads=1)
-    ours = watch.play(env, act, watch.starts(env, 11), jax.jit(env.step))
-    original = watch.play_original(env_id, act, 3, 11)
+    ours = watch.play(env, act, env.first_states(), jax.jit(env.step))
+    original = watch.play_original(envs.make_original(env_id, 11), act, 3)
     np.testing.assert_allclose(ours.returns, original.returns, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(ours.lengths, original.lengths)
     assert np.ptp(ours.returns) > 0.02, "three different initial states"
@@ -83,9 +84,9 @@ def test_returns_are_those_of_the_original_environment(env_id, act):
 
 def test_sampled_episodes_repeat_by_key():
     env = envs.make("cartpole-balance", 2, "native", num_threads=1)
-    start, step = watch.starts(env, 0), jax.jit(env.step)
+    start, step = env.first_states(), jax.jit(env.step)
     played = [
-        watch.play(env, balance, start, step, k).returns for k in map(jax.random.key, (1, 1, 2))
+        watch.play(env, balance, start, step, key=k).returns for k in map(jax.random.key, (1, 1, 2))
     ]
     np.testing.assert_array_equal(played[0], played[1])
     assert not np.array_equal(played[0], played[2])
@@ -96,7 +97,10 @@ def test_what_comes_after_an_end_does_not_count():
     class Ends:
         """Rewards 1; environment k ends after k + 1 steps, and then rewards nan."""
 
-        num_envs, episode_length, task = 3, 10, None
+        num_envs, episode_length = 3, 10
+
+        def drawn_model(self, state):
+            return None
 
         def step(self, state, action):
             count = state.count + 1
@@ -161,9 +165,9 @@ def test_success_is_a_share_with_its_interval():
     assert row["success_low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's, of 2 in 4
     assert row["success_high"] == pytest.approx(0.850, abs=1e-3)
     assert watch.summary(episodes, None)["success"] is None
-    shown = watch.table([row | {"x0": "sampled"}], 3.0)
+    shown = watch.table([row | {"kind": "sampled"}], 3.0, flowrl.ALGORITHM.kinds)
     assert "0.50 [0.15, 0.85]" in shown
-    assert "success" not in watch.table([row | {"x0": "sampled"}], None)
+    assert "success" not in watch.table([row | {"kind": "sampled"}], None, flowrl.ALGORITHM.kinds)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ def test_evaluation_is_added_to_the_run_folder(tmp_path, monkeypatch, capsys):
         assert row["mujoco"] == mujoco.__version__
         assert f"{record['mean']:.1f}" in shown
     assert "95% interval" in shown
-    names = [(row["engine"], int(row["seed"]), row["x0"]) for row in rows]
+    names = [(row["engine"], int(row["seed"]), row["kind"]) for row in rows]
     assert names == [(*call, kind) for call in calls for kind in ("sampled", "deterministic")]
     first, again, original = (records[k : k + 2] for k in (0, 2, 4))
     assert [r["returns"] for r in first] == [r["returns"] for r in again], "a seed repeats"
@@ -269,9 +273,7 @@ def test_evaluation_takes_100_episodes_and_the_rest_from_the_run(tmp_path):
     args = command_line.parse_args(flowrl.ALGORITHM, "cpu", flags)
     assert (args.eval_episodes, args.hidden_size, args.flow_steps) == (100, 64, 3)
     assert (args.engine, args.gamma, args.seed) == ("mjx", 0.9, 3)
-    args = command_line.parse_args(
-        flowrl.Args, flowrl.PRESETS, "cpu", [*flags, "--engine", "native"]
-    )
+    args = command_line.parse_args(flowrl.ALGORITHM, "cpu", [*flags, "--engine", "native"])
     assert args.engine == "native"
 
 
@@ -447,7 +449,9 @@ def test_the_policy_is_filmed_after_training(monkeypatch, tmp_path):
     filmed = []
     monkeypatch.setattr(watch, "film", lambda path, motion: filmed.append((path, motion)))
     args = types.SimpleNamespace(env_id="cartpole-balance", seed=1, num_threads=1)
-    watch.film_policy(tmp_path, args, balance)
+    watch.film_policy(
+        types.SimpleNamespace(load_policy=lambda folder: balance), envs, args, tmp_path
+    )
     ((path, motion),) = filmed
     assert path == tmp_path / "videos" / "trained.mp4"
     assert len(motion.qpos) == 1000

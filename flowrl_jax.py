@@ -20,12 +20,10 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import chex
 import flax.linen as nn  # not nnx: parameters stay plain pytrees, so a target is one tree.map
-import flax.serialization
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -35,9 +33,9 @@ from jax import Array
 
 import envs
 import numpy_policy
-from harness import command_line, launch, replay, runs
+from harness import command_line, launch, loops, replay
 from harness.contract import MAX_INT, Algorithm, RunArgs, chunk_length
-from harness.guard import guarded, only_if
+from harness.policy import Policy
 from vector_env import EnvState, VectorEnv
 
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
@@ -322,10 +320,16 @@ def gradient_step(network: Network, loss: Callable[[Params], tuple[Array, Any]])
     return network.apply_gradients(grads=gradient), value, info
 
 
-def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args):
-    """One update: (2), (3), (4), and on updates 0, 2, 4 ... (6) and the targets.
+def update(
+    state: LearnerState,
+    batch: Transition,
+    noise: UpdateNoise,
+    args: Args,
+    policy_steps: int | Array | None = None,
+) -> tuple[LearnerState, Metrics]:
+    """One update: (2), (3), (4), then (6) and the targets `policy_steps` times, 0 or 1.
 
-    Returns the learner and its metrics, of which on the others `losses/policy*` are zero.
+    policy_steps: None for 1 on updates 0, 2, 4 ... Without, the metrics `losses/policy*` are zero.
     """
     a_next = policy_action(state.velocity_field.params, batch.next_obs, noise.x0_next, args)
     q_next = twin_q(state.target_critic, batch.next_obs, a_next, args).min(axis=0)
@@ -351,27 +355,46 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
         )
         return (policy, optax.incremental_update(online, targets, args.target_tau)), metrics
 
-    (policy, targets), policy_metrics = only_if(
-        state.critic.step % 2 == 0,
-        policy_step,
-        (state.velocity_field, (state.target_critic, state.target_behaviour_critic)),
-    )
+    targets = (state.target_critic, state.target_behaviour_critic)
+    count = 1 - state.critic.step % 2 if policy_steps is None else policy_steps
+    policy_and_targets = (state.velocity_field, targets)
+    (policy, targets), more = loops.repeat(policy_step, policy_and_targets, count)
     state = LearnerState(policy, critic, behaviour_critic, value, *targets)
-    return state, {f"losses/{name}": value for name, value in metrics.items()} | policy_metrics
+    return state, {f"losses/{name}": value for name, value in metrics.items()} | more
 
 
-# --------------------------------------------------------------------------- train and evaluate
-def learn(key: Array, learner: LearnerState, ring: replay.Replay, args: Args):
-    """U updates, on batches and noise drawn at once. Returns the learner and summed metrics."""
+# ----------------------------------------------------------------------------------------- train
+def draw_batches(key: Array, ring: replay.Replay, args: Args) -> tuple[Transition, UpdateNoise]:
+    """The batches and the noise of U updates: leaves (U, B, ...)."""
     batch_key, noise_key = jax.random.split(key)
     shape = (args.updates_per_step, args.batch_size)
     batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
-    keys = jax.random.split(noise_key, args.updates_per_step)
-    sizes = (args.batch_size, ring.data.action.shape[-1])
-    noises = jax.vmap(lambda key: draw_update_noise(key, *sizes))(keys)
-    one = guarded(lambda s, x: update(s, *x, args), args.on_nonfinite == "skip")
-    learner, metrics = jax.lax.scan(one, learner, (batches, noises))
-    return learner, jax.tree.map(jnp.sum, metrics)
+    draw = functools.partial(
+        draw_update_noise, batch_size=args.batch_size, action_size=ring.data.action.shape[-1]
+    )
+    return batches, jax.vmap(draw)(jax.random.split(noise_key, args.updates_per_step))
+
+
+def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args: Args):
+    """U updates, on leaves (U, B, ...). Returns the learner and summed metrics.
+
+    An even U goes in pairs, with a policy step and without: so the program has nothing to decide.
+    """
+    skip = args.on_nonfinite == "skip"
+
+    def one(learner: LearnerState, given: tuple[Transition, UpdateNoise], policy_steps=None):
+        step = loops.guarded(lambda s, x: update(s, *x, args, policy_steps), skip)
+        return step(learner, given)
+
+    def two(learner: LearnerState, given: tuple[Transition, UpdateNoise]):
+        learner, metrics = one(learner, jax.tree.map(lambda x: x[0], given), policy_steps=1)
+        learner, more = one(learner, jax.tree.map(lambda x: x[1], given), policy_steps=0)
+        return learner, jax.tree.map(jnp.add, metrics, more)
+
+    if args.updates_per_step % 2:
+        return loops.over(one, learner, (batches, noises))
+    pairs = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), (batches, noises))
+    return loops.over(two, learner, pairs)
 
 
 def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
@@ -386,7 +409,8 @@ def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainStat
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    learner, metrics = only_if(learns, lambda s: learn(learn_key, s, ring, args), state.learner)
+    given = draw_batches(learn_key, ring, args)
+    learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, 1 * learns)
     done, returns = after.terminated | after.truncated, state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)
     metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
@@ -402,44 +426,22 @@ def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainSta
 
     Donates `state`. Metrics are means over the chunk; a mean over nothing is nan.
     """
-    length = chunk_length(args)
-    first_update = state.learner.critic.step
-    state, sums = jax.lax.scan(lambda s, _: train_step(s, env, args), state, length=length)
-    sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
-    last_update = state.learner.critic.step
-    counts = {name: last_update - first_update for name in sums if name.startswith("losses/")}
-    policy_updates = (last_update + 1) // 2 - (first_update + 1) // 2  # of the even ones
-    counts |= {name: policy_updates for name in sums if name.startswith("losses/policy")}
-    counts |= {"charts/episodic_return": sums["episodes"], "charts/action_saturation": length}
-    metrics = {name: sums[name] / counts.get(name, 1) for name in sums if name != "episodes"}
 
-    # The spread of actions over x_0 at one state: what this policy has of exploration.
-    key, x0_key = jax.random.split(state.key)
-    x0 = source_noise(x0_key, (64, env.num_envs, env.action_size))[:, :8]
-    obs = jnp.broadcast_to(state.env.obs[:8], (*x0.shape[:2], env.observation_size))
-    action = policy_action(state.learner.velocity_field.params, obs, x0, args)
-    metrics["charts/action_std"] = jnp.mean(jnp.std(action, axis=0))
+    def updates(learner: LearnerState) -> Array:  # (2,): all of them, and policy steps
+        return jnp.stack([learner.critic.step, learner.velocity_field.step])
+
+    length, before = chunk_length(args), updates(state.learner)
+    state, sums = loops.repeat(lambda s: train_step(s, env, args), state, length)
+    num_updates, num_policy_steps = updates(state.learner) - before
+    counts = {"losses/policy": num_policy_steps, "losses/": num_updates}
+    counts |= {"charts/episodic_return": sums.pop("episodes"), "charts/action_saturation": length}
+    metrics = loops.means(sums, counts)
+    key, spread_key = jax.random.split(state.key)
+    theta, obs = state.learner.velocity_field.params, state.env.obs
+    metrics["charts/action_std"] = POLICY.spread(theta, obs, spread_key, env.action_size, args)
     metrics["charts/nonfinite_states"] = jnp.sum(state.env.nonfinite_count)
-    metrics["charts/updates"] = last_update
+    metrics["charts/updates"] = state.learner.critic.step
     return state.replace(key=key), metrics
-
-
-@functools.partial(jax.jit, static_argnames=("env", "args"))
-def evaluate(learner: LearnerState, start: EnvState, key: Array, env: VectorEnv, args: Args):
-    """Returns of one episode in each environment, (N / 2,) each: sampled x0, and x0 = 0."""
-    theta = learner.velocity_field.params
-    sampled = (jnp.arange(env.num_envs) < env.num_envs // 2)[:, None]
-
-    def step(carry: tuple[EnvState, Array, Array], key: Array):
-        state, returns, alive = carry
-        x0 = sampled * source_noise(key, (env.num_envs, env.action_size))
-        state = env.step(state, policy_action(theta, state.obs, x0, args))
-        returns = returns + alive * state.reward
-        return (state, returns, alive & ~(state.terminated | state.truncated)), None
-
-    start = (start, jnp.zeros(env.num_envs), jnp.ones(env.num_envs, bool))
-    (_, returns, _), _ = jax.lax.scan(step, start, jax.random.split(key, env.episode_length))
-    return dict(zip(("sampled", "deterministic"), returns.reshape(2, -1), strict=True))
 
 
 def init_state(env: VectorEnv, args: Args) -> TrainState:
@@ -453,37 +455,14 @@ def init_state(env: VectorEnv, args: Args) -> TrainState:
     return TrainState(learner, ring, start, jnp.zeros_like(start.reward), steps, key)
 
 
-# --------------------------------------------------------------------------------- save and load
-def load_policy(folder: str | Path) -> Callable[..., Array]:
-    """Returns `act(obs, key=None)`: (..., O) -> (..., A) in [-1, 1], of a run's trained policy.
-
-    With a key x0 is sampled as in training; without, x0 = 0. `act` raises ValueError for
-    observations of another size.
-    """
-    args, data = runs.read_args(ALGORITHM, folder), Path(folder, "params.msgpack").read_bytes()
-    theta = flax.serialization.msgpack_restore(data)["velocity_field"]
-    action_size = theta["params"]["Dense_2"]["bias"].shape[0]
-    obs_size = theta["params"]["Dense_0"]["kernel"].shape[0] - action_size - 1
-
-    @jax.jit
-    def act(obs: Array, key: Array | None = None) -> Array:
-        if obs.shape[-1:] != (obs_size,):
-            raise ValueError(f"obs has shape {obs.shape}, this policy needs (..., {obs_size})")
-        shape = (*obs.shape[:-1], action_size)
-        x0 = jnp.zeros(shape) if key is None else source_noise(key, shape)
-        return policy_action(theta, obs, x0, args)
-
-    return act
+# ------------------------------------------------------------------ evaluate, save, load and main
+def policy_sizes(theta: Params) -> tuple[int, int]:
+    """(O, A), by v_theta's layers."""
+    first, last = theta["params"]["Dense_0"]["kernel"], theta["params"]["Dense_2"]["bias"]
+    return first.shape[0] - last.shape[0] - 1, last.shape[0]
 
 
-def export(learner: LearnerState, args: Args) -> dict[str, bytes]:
-    """What a run leaves: all networks, online and target, and the policy alone, for numpy."""
-    params = {name: getattr(net, "params", net) for name, net in vars(learner).items()}
-    policy = numpy_policy.pack(learner.velocity_field.params, dataclasses.asdict(args))
-    return {"params.msgpack": flax.serialization.to_bytes(params), "policy.npz": policy}
-
-
-# ------------------------------------------------------------------------------------------- main
+POLICY = Policy("velocity_field", policy_action, source_noise, policy_sizes, numpy_policy.pack)
 ALGORITHM = Algorithm(
     name="flowrl_jax",
     args=Args,
@@ -491,11 +470,12 @@ ALGORITHM = Algorithm(
     bounds=BOUNDS,
     init_state=init_state,
     train_chunk=train_chunk,
-    evaluate=evaluate,
+    evaluate=POLICY.evaluate,
     kinds={"sampled": "sampled x0", "deterministic": "x0 = 0"},
-    export=export,
-    load_policy=load_policy,
+    export=POLICY.export,
+    load_policy=lambda folder: POLICY.load(ALGORITHM, folder),
 )
+load_policy = ALGORITHM.load_policy  # run folder -> act(obs, key=None): for a loop of your own
 
 
 def main(args: Args) -> int:

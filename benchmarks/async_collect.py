@@ -37,7 +37,8 @@ def overlapped(state: flowrl.TrainState, env: envs.VectorEnv, args: flowrl.Args)
     x0 = flowrl.source_noise(x0_key, (env.num_envs, env.action_size))
     action = flowrl.policy_action(theta, obs, x0, args)
     after = env.step(state.env, action)
-    learner, _ = flowrl.learn(learn_key, state.learner, state.replay, args)
+    given = flowrl.draw_batches(learn_key, state.replay, args)
+    learner, _ = flowrl.learn(state.learner, *given, args)
     step = flowrl.Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, step)
     return dataclasses.replace(state, learner=learner, replay=ring, env=after, key=key)
@@ -57,7 +58,8 @@ def measure(env_id: str, num_envs: int, updates: int, batch: int, width: int, bl
 
     def learn(carry, i):
         key = jax.random.fold_in(jax.random.key(2), i)
-        return flowrl.learn(key, *carry, args)[0], carry[1]
+        learner, ring = carry
+        return flowrl.learn(learner, *flowrl.draw_batches(key, ring, args), args)[0], ring
 
     contenders = {
         "as it is": throughput.repeated(lambda s, _: flowrl.train_step(s, env, args)[0], state),

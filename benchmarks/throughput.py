@@ -309,7 +309,8 @@ def measure_loop(name: str, env_id: str, preset: str, flags: dict, blocks: int) 
 
     def learn(carry, i):
         key = jax.random.fold_in(jax.random.key(2), i)
-        return flowrl.learn(key, *carry, args)[0], carry[1]
+        learner, ring = carry
+        return flowrl.learn(learner, *flowrl.draw_batches(key, ring, args), args)[0], ring
 
     contenders = {
         "env": ours(env, state.env, actions),

@@ -406,10 +406,8 @@ def test_no_key_is_used_twice(cartpole):
         state = flowrl.init_state(cartpole, REAL_ARGS)
         state, _ = flowrl.train_chunk(state, cartpole, REAL_ARGS)
         eval_args = dataclasses.replace(REAL_ARGS, eval_episodes=2)
-        theta = state.learner.velocity_field.params
-        flowrl.evaluate(
-            theta, cartpole.reset(jax.random.key(1)), jax.random.key(0), cartpole, eval_args
-        )
+        start, key = cartpole.reset(jax.random.key(1)), jax.random.key(0)
+        flowrl.POLICY.evaluate(state.learner, start, key, cartpole, eval_args)
 
 
 def test_the_training_loop_is_lowered_once(cartpole):

@@ -7,7 +7,6 @@ state, a key, a replay, and a pool that is refreshed from outside. The last ones
 import contextlib
 import csv
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -31,8 +30,8 @@ from harness import (
     checkpoints,
     command_line,
     contract,
-    guard,
     learning_curve,
+    loops,
     machine,
     parallel,
     replay,
@@ -565,7 +564,7 @@ def test_guarded(skip):
 
     given = jnp.array([1.0, jnp.nan, 2.0, jnp.inf, 3.0])
     state = {"w": jnp.zeros(()), "n": jnp.zeros((), jnp.int32)}
-    state, metrics = jax.lax.scan(guard.guarded(step, skip), state, given)
+    state, metrics = jax.lax.scan(loops.guarded(step, skip), state, given)
     np.testing.assert_array_equal(metrics["charts/nonfinite_losses"], [0, 1, 0, 1, 0])
     if skip:
         assert state == {"w": 6.0, "n": 3}
@@ -787,7 +786,11 @@ def test_a_poisoned_batch_is_dropped_whole_or_counted():
     fill = lambda x: jnp.broadcast_to(x, (4, *x.shape))  # noqa: E731
     batch = flowrl.Transition(fill(obs), fill(action), rewards, fill(obs), fill(no))
     learner = flowrl.init_learner(jax.random.key(0), 3, 2, args)
-    learn = jax.jit(functools.partial(flowrl.learn, args=args))
+
+    @jax.jit
+    def learn(key, learner, ring):
+        return flowrl.learn(learner, *flowrl.draw_batches(key, ring, args), args)
+
     for rows, dropped in ((batch, 2), (batch.replace(reward=jnp.ones(4)), 0)):
         after, metrics = learn(jax.random.key(4), learner, replay.insert(ring, rows))
         assert metrics["charts/nonfinite_losses"] == dropped

@@ -1,0 +1,85 @@
+"""Loops of jitted code, and what they do with learning that is not due or not finite.
+
+A step is (state) -> (state, metrics), over inputs (state, input) -> (state, metrics). Metrics are
+scalars by name and add up: as one vector, so that a loop carries one buffer for all of them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from harness.contract import Metrics
+
+
+def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | jax.Array):
+    """`step`, `count` times. Returns the last state and the summed metrics.
+
+    count: an array, (), where only the running program knows it. After none the state is what it
+    was, in place: `jax.lax.cond` would copy each of its leaves, whichever branch is taken.
+    """
+    if isinstance(count, int) and count == 1:
+        return step(state)
+    zeros = _zeros(step, state)
+    if isinstance(count, int) and count == 0:
+        return state, zeros
+    sums, as_metrics = ravel_pytree(zeros)
+    state, sums = jax.lax.fori_loop(0, count, lambda _, carry: _add(carry, step), (state, sums))
+    return state, as_metrics(sums)
+
+
+def over(step: Callable[[Any, Any], tuple[Any, Metrics]], state: Any, inputs: Any):
+    """`step` with each of the inputs, (L, ...). Returns the last state and the summed metrics."""
+    first = jax.tree.map(lambda leaf: leaf[0], inputs)
+    sums, as_metrics = ravel_pytree(_zeros(step, state, first))
+    (state, sums), _ = jax.lax.scan(lambda c, x: (_add(c, step, x), None), (state, sums), inputs)
+    return state, as_metrics(sums)
+
+
+def means(sums: Metrics, counts: dict[str, Any]) -> Metrics:
+    """Sums over the count of the first prefix of their name; those without one stay sums.
+
+    A mean over nothing is nan.
+    """
+    count_of = {
+        name: next((n for prefix, n in counts.items() if name.startswith(prefix)), 1)
+        for name in sums
+    }
+    return {name: total / count_of[name] for name, total in sums.items()}
+
+
+def _zeros(step: Callable, *arguments: Any) -> Metrics:
+    return jax.tree.map(jnp.zeros_like, jax.eval_shape(step, *arguments)[1])
+
+
+def _add(carry: tuple[Any, jax.Array], step: Callable, *given: Any) -> tuple[Any, jax.Array]:
+    state, metrics = step(carry[0], *given)
+    return state, carry[1] + ravel_pytree(metrics)[0]
+
+
+def guarded(step: Callable[[Any, Any], tuple[Any, Metrics]], skip: bool):
+    """A step of learning that counts what is not finite.
+
+    Args:
+      step: (state, input) -> (state, metrics).
+      skip: whether a step of which anything is not finite, state or metrics, is dropped: then the
+        state is that of before, and the metrics are zeros.
+
+    Returns the same with one more metric, "charts/nonfinite_losses": 1 if the metrics, with `skip`
+    also if the state, are not finite, else 0.
+    """
+
+    def guarded_step(before, given):
+        after, metrics = step(before, given)
+        leaves = jax.tree.leaves((after, metrics) if skip else metrics)
+        bad = ~jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+        if skip:
+            kept = (before, jax.tree.map(jnp.zeros_like, metrics))
+            keep = functools.partial(jnp.where, bad)
+            after, metrics = jax.tree.map(keep, kept, (after, metrics))
+        return after, metrics | {"charts/nonfinite_losses": bad.astype(jnp.int32)}
+
+    return guarded_step

@@ -18,8 +18,8 @@ from harness.contract import Metrics
 def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | jax.Array):
     """`step`, `count` times. Returns the last state and the summed metrics.
 
-    count: an array, (), where only the running program knows it. After none the state is what it
-    was, in place: `jax.lax.cond` would copy each of its leaves, whichever branch is taken.
+    count: an array, (), where only the running program knows it, bool for 0 or 1. After none the
+    state is what it was, in place: `jax.lax.cond` would copy each leaf, whichever branch is taken.
     """
     if isinstance(count, int) and count == 1:
         return step(state)
@@ -27,6 +27,7 @@ def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | 
     if isinstance(count, int) and count == 0:
         return state, zeros
     sums, as_metrics = ravel_pytree(zeros)
+    count = jnp.asarray(count, jnp.int32)
     state, sums = jax.lax.fori_loop(0, count, lambda _, carry: _add(carry, step), (state, sums))
     return state, as_metrics(sums)
 
@@ -51,6 +52,24 @@ def means(sums: Metrics, counts: dict[str, Any]) -> Metrics:
     return {name: total / count_of[name] for name, total in sums.items()}
 
 
+def alternating(step: Callable, state: Any, inputs: Any):
+    """As `over`, with a step (state, input, due) of which a part is due on every second one.
+
+    Of an even number of inputs `due` is 1, 0, 1, 0 ...: two go into one round of the loop, so that
+    the program has nothing to decide. Of an odd number it is left out, for the step to decide.
+    """
+
+    def two(state: Any, pair: Any):
+        state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], pair), due=1)
+        state, more = step(state, jax.tree.map(lambda leaf: leaf[1], pair), due=0)
+        return state, jax.tree.map(jnp.add, metrics, more)
+
+    if jax.tree.leaves(inputs)[0].shape[0] % 2:
+        return over(step, state, inputs)
+    pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), inputs)
+    return over(two, state, pairs)
+
+
 def _zeros(step: Callable, *arguments: Any) -> Metrics:
     return jax.tree.map(jnp.zeros_like, jax.eval_shape(step, *arguments)[1])
 
@@ -60,11 +79,11 @@ def _add(carry: tuple[Any, jax.Array], step: Callable, *given: Any) -> tuple[Any
     return state, carry[1] + ravel_pytree(metrics)[0]
 
 
-def guarded(step: Callable[[Any, Any], tuple[Any, Metrics]], skip: bool):
+def guarded(step: Callable[..., tuple[Any, Metrics]], skip: bool):
     """A step of learning that counts what is not finite.
 
     Args:
-      step: (state, input) -> (state, metrics).
+      step: (state, input, ...) -> (state, metrics).
       skip: whether a step of which anything is not finite, state or metrics, is dropped: then the
         state is that of before, and the metrics are zeros.
 
@@ -72,8 +91,8 @@ def guarded(step: Callable[[Any, Any], tuple[Any, Metrics]], skip: bool):
     also if the state, are not finite, else 0.
     """
 
-    def guarded_step(before, given):
-        after, metrics = step(before, given)
+    def guarded_step(before, *given, **options):
+        after, metrics = step(before, *given, **options)
         leaves = jax.tree.leaves((after, metrics) if skip else metrics)
         bad = ~jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
         if skip:

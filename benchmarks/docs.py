@@ -1,14 +1,14 @@
-"""Puts the measured tables and the present line numbers into README.md.
+"""Puts the measured tables and the present line numbers into README.md and docs/.
 
-    python benchmarks/readme.py
+    python benchmarks/docs.py
 
-A table stands between `<!-- NAME -->` and the next empty line; tests/test_readme.py compares what
-it can recompute.
+A table stands between `<!-- NAME -->` and the next empty line, or `<!-- end of NAME -->` where it
+is several, in one of the pages; tests/test_docs.py compares what it can recompute.
 """
 
 import csv
 import dataclasses
-import inspect
+import importlib
 import pathlib
 import re
 import sys
@@ -20,9 +20,11 @@ sys.path.insert(0, str(HERE.parent))
 import envs
 import flowrl_jax as flowrl
 from benchmarks import learning
+from harness import command_line, contract
 from tasks import h1
 
-README = HERE.parent / "README.md"
+ROOT = HERE.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FALLEN, CLIMBING, SEAT = "pelvis below 0.2 m", "torso leans by 84 degrees", "pelvis below 0.5 m"
 BALANCE = "pelvis below 0.8 m; robot or board on the floor; robot on the ball"
 H1_ENDS = dict.fromkeys(("stand", "walk", "run", "hurdle", "maze"), FALLEN)
@@ -45,52 +47,75 @@ def markdown(header: str, lines: list[tuple]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in cells)
 
 
-def flags() -> str:
-    """Every flag: its values in each preset, and the comment beside its field."""
-    comments = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(flowrl.Args), re.M))
-    lines, types = [], typing.get_type_hints(flowrl.Args)
-    for field in dataclasses.fields(flowrl.Args):
-        values = [preset.get(field.name, field.default) for preset in flowrl.PRESETS.values()]
+def algorithms() -> dict[str, contract.Algorithm]:
+    """Those of the root, each in a file of its own, by its name; FlowRL first."""
+    files = {path.stem for path in ROOT.glob("*.py") if "\nALGORITHM = " in path.read_text()}
+    names = sorted(files, key=lambda name: (name != flowrl.ALGORITHM.name, name))
+    return {name: importlib.import_module(name).ALGORITHM for name in names}
+
+
+def flag_rows(algorithm: contract.Algorithm) -> dict[str, tuple[str, ...]]:
+    """Field -> its flag, its value in each preset, and the comment beside it."""
+    kind, rows = algorithm.args, {}
+    texts, types = command_line.help_texts(kind), typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        values = [preset.get(field.name, field.default) for preset in algorithm.presets.values()]
         shown = [f"{v:,}" if type(v) is int else f"{v}".lower() for v in values]
-        shown = [text or '""' for text in shown]
-        meaning = comments[field.name].replace("|", "\\|")
-        choices = typing.get_args(types[field.name])
+        meaning, choices = texts[field.name].replace("|", "\\|"), typing.get_args(types[field.name])
         meaning += f" ({', '.join(choices)})" if choices else ""
-        lines.append((f"`--{field.name.replace('_', '-')}`", *shown, meaning))
-    return markdown(f"flag | {' | '.join(flowrl.PRESETS)} | meaning", lines)
+        flag = f"`--{field.name.replace('_', '-')}`"
+        rows[field.name] = (flag, *(text or '""' for text in shown), meaning)
+    return rows
+
+
+def flags() -> str:
+    """Every flag of FlowRL, grouped as in --help, and of any other algorithm what it has of its own.
+
+    Of its own: its fields, and flags of any run for which its presets have other values.
+    """
+    found = algorithms()
+    first, *others = found.values()
+    shared, parts = flag_rows(first), []
+    for title, names in command_line.sections(first.args).items():
+        heading = f"Algorithm: `{first.name}.py`" if title == "algorithm" else title.capitalize()
+        table = markdown(_flag_header(first), [shared[name] for name in names])
+        parts.append(f"## {heading}\n\n{table}")
+    run = {field.name for field in dataclasses.fields(contract.RunArgs)}
+    for other in others:
+        own = flag_rows(other)
+        rows = [row for name, row in own.items() if name not in run or row != shared[name]]
+        table = markdown(_flag_header(other), rows)
+        parts.append(f"## Algorithm: `{other.name}.py`\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _flag_header(algorithm: contract.Algorithm) -> str:
+    return f"flag | {' | '.join(algorithm.presets)} | meaning"
 
 
 def parity() -> str:
-    """Largest differences and speed of every task on every engine it was measured on."""
+    """Largest differences of every task on every engine it was measured on."""
     by_task: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows("parity.csv"):
         by_task.setdefault(row["env_id"], {})[row["engine"]] = row
     lines = []
     for env_id in envs.task_ids():
         cells = [env_id]
-        for engine in ("native", "mjx", "warp"):
+        for engine in envs.ENGINES:
             row = by_task.get(env_id, {}).get(engine)
             cells += [row["max_abs_obs"], row["max_abs_reward"]] if row else ["", ""]
-            rate = row and row.get("steps_per_second")
-            cells.append(f"{float(rate):,.0f}" if rate else "")
         lines.append(tuple(cells))
-    header = "env_id | native: observation | reward | steps/s"
-    header += " | mjx: observation | reward | steps/s | warp: observation | reward | steps/s"
-    return markdown(header, lines)
+    pairs = (f"{engine}: observation | reward" for engine in envs.ENGINES)
+    return markdown(f"env_id | {' | '.join(pairs)}", lines)
 
 
 def h1_tasks() -> str:
-    """HumanoidBench's tasks: sizes, thresholds, ends, and the speed of each engine."""
-    rates = {(row["env_id"], row["engine"]): row["steps_per_second"] for row in rows("parity.csv")}
+    """HumanoidBench's tasks: sizes, thresholds, ends."""
     lines = []
     for name, success in h1.TASKS.items():
         env = envs.make(f"h1-{name}", 1, "native", num_threads=1)
-        speeds = [rates.get((env.env_id, engine)) for engine in envs.ENGINES]
-        speeds = [f"{float(rate):,.0f}" if rate else "" for rate in speeds]
-        cells = (env.env_id, env.observation_size, f"{success:,.0f}", H1_ENDS[name])
-        lines.append((*cells, *speeds))
-    header = "env_id | observations | success: return from | ends when"
-    return markdown(header + " | native: steps/s | mjx: steps/s | warp: steps/s", lines)
+        lines.append((env.env_id, env.observation_size, f"{success:,.0f}", H1_ENDS[name]))
+    return markdown("env_id | observations | success: return from | ends when", lines)
 
 
 def rate(text: str) -> str:
@@ -160,21 +185,30 @@ def checkpoint_cost() -> str:
     return markdown(" | ".join(names), lines)
 
 
-def short_runs() -> str:
-    """A short run on every task."""
-    names = ("env_id", "steps", "updates", "nonfinite_losses", "nonfinite_states", "critic loss")
-    lines = []
-    for row in rows("short_runs.csv"):
-        cells = [row.get(name, "") for name in names]
-        cells[-1] = f"{float(cells[-1]):.2g}" if cells[-1] else ""
-        lines.append((*cells, row["exit code"]))
-    header = "env_id | steps | updates | non-finite losses | non-finite states | critic loss | exit"
-    return markdown(header, lines)
+def speed() -> str:
+    """README's short table: the whole loop, and the fastest that a task was stepped."""
+    loops = [
+        (f"training, {row['run']}", row["engine"], rate(row["steps/s"]), rate(row["updates/s"]))
+        + (row["hardware"],)
+        for row in rows("throughput_loop.csv")
+    ]
+    fastest: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows("throughput_env.csv"):
+        best = fastest.setdefault((row["env_id"], row["hardware"]), row)
+        if float(row["ours"] or 0) > float(best["ours"] or 0):
+            fastest[row["env_id"], row["hardware"]] = row
+    alone = [
+        (f"environments alone, {row['env_id']}, {int(row['num_envs']):,} at once", row["engine"])
+        + (rate(row["ours"]), "", row["hardware"])
+        for row in fastest.values()
+    ]
+    header = "what | engine | environment steps/s | updates/s | machine"
+    return markdown(header, loops + alone)
 
 
-def line_numbers(text: str) -> str:
+def with_line_numbers(text: str) -> str:
     """Corrects every "`name` (line 123)" to where `name` is defined in flowrl_jax.py."""
-    source = (HERE.parent / "flowrl_jax.py").read_text().splitlines()
+    source = (ROOT / "flowrl_jax.py").read_text().splitlines()
 
     def number(match: re.Match) -> str:
         pattern = re.compile(rf"(def|class) {match[1]}\b")
@@ -183,29 +217,43 @@ def line_numbers(text: str) -> str:
     return re.sub(r"`(\w+)` \(line \d+\)", number, text)
 
 
+TABLES = {
+    "results": learning.short_table,
+    "speed": speed,
+    "flags": flags,
+    "tasks": envs.task_table,
+    "parity": parity,
+    "h1": h1_tasks,
+    "learning": learning.table,
+    "env throughput": env_throughput,
+    "update throughput": update_throughput,
+    "loop throughput": loop_throughput,
+    "start-up": start_up,
+    "overlap": overlap,
+    "seeds": seeds,
+    "checkpoint cost": checkpoint_cost,
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """The page with `table` after its marker."""
+    last = (
+        f"(?=\n\n<!-- end of {name} -->)"
+        if f"<!-- end of {name} -->" in text
+        else r"(?=\n\n|\n?\Z)"
+    )
+    return re.sub(rf"(<!-- {name} -->\n+).*?{last}", lambda m: m[1] + table, text, flags=re.S)
+
+
 def main() -> None:
-    """Rewrites README.md."""
-    text = README.read_text()
-    tables = {
-        "flags": flags,
-        "tasks": envs.task_table,
-        "parity": parity,
-        "h1": h1_tasks,
-        "learning": learning.table,
-        "env throughput": env_throughput,
-        "update throughput": update_throughput,
-        "loop throughput": loop_throughput,
-        "start-up": start_up,
-        "overlap": overlap,
-        "seeds": seeds,
-        "checkpoint cost": checkpoint_cost,
-        "short runs": short_runs,
-    }
-    for name, table in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(?=\n\n)"
-        text, count = re.subn(pattern, lambda m, t=table: m[1] + t(), text, flags=re.S)
-        assert count == 1, f"README.md needs one <!-- {name} -->"
-    README.write_text(line_numbers(text))
+    """Rewrites the pages."""
+    texts = {page: page.read_text() for page in PAGES}
+    for name, table in TABLES.items():
+        found = [page for page, text in texts.items() for _ in re.findall(f"<!-- {name} -->", text)]
+        assert len(found) == 1, f"<!-- {name} --> has to stand once in README.md and docs/"
+        texts[found[0]] = with_table(texts[found[0]], name, table())
+    for page, text in texts.items():
+        page.write_text(with_line_numbers(text))
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def flag_rows(algorithm: contract.Algorithm) -> dict[str, tuple[str, ...]]:
 
 
 def flags() -> str:
-    """Every flag of FlowRL, grouped as in --help, and of any other algorithm what it has of its own.
+    """Every flag of FlowRL, grouped as in --help, and what other algorithms have of their own.
 
-    Of its own: its fields, and flags of any run for which its presets have other values.
+    That is their fields, and the flags of any run for which their presets have other values.
     """
     found = algorithms()
     first, *others = found.values()
@@ -237,11 +237,8 @@ TABLES = {
 
 def with_table(text: str, name: str, table: str) -> str:
     """The page with `table` after its marker."""
-    last = (
-        f"(?=\n\n<!-- end of {name} -->)"
-        if f"<!-- end of {name} -->" in text
-        else r"(?=\n\n|\n?\Z)"
-    )
+    end = f"\n\n<!-- end of {name} -->"
+    last = f"(?={end})" if end in text else r"(?=\n\n|\n?\Z)"
     return re.sub(rf"(<!-- {name} -->\n+).*?{last}", lambda m: m[1] + table, text, flags=re.S)
 
 

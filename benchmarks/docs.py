@@ -239,7 +239,10 @@ def with_table(text: str, name: str, table: str) -> str:
     """The page with `table` after its marker."""
     end = f"\n\n<!-- end of {name} -->"
     last = f"(?={end})" if end in text else r"(?=\n\n|\n?\Z)"
-    return re.sub(rf"(<!-- {name} -->\n+).*?{last}", lambda m: m[1] + table, text, flags=re.S)
+    pattern = re.compile(rf"(<!-- {name} -->\n+).+?{last}", re.S)
+    text, count = pattern.subn(lambda m: m[1] + table, text)
+    assert count == 1, f"nothing stands behind <!-- {name} -->"
+    return text
 
 
 def main() -> None:

@@ -212,9 +212,10 @@ def with_line_numbers(text: str) -> str:
 
     def number(match: re.Match) -> str:
         pattern = re.compile(rf"(def|class) {match[1]}\b")
-        return f"`{match[1]}` (line {next(i for i, s in enumerate(source, 1) if pattern.match(s))})"
+        line = next(i for i, text in enumerate(source, 1) if pattern.match(text))
+        return f"`{match[1]}`{match[2]}(line {line})"
 
-    return re.sub(r"`(\w+)` \(line \d+\)", number, text)
+    return re.sub(r"`(\w+)`(\s)\(line \d+\)", number, text)
 
 
 TABLES = {

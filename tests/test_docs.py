@@ -30,7 +30,7 @@ def section(name: str, heading: str) -> str:
 # --- what is generated ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if " (line " in text])
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "(line " in text])
 def test_line_numbers_are_current(name):
     assert docs.with_line_numbers(TEXTS[name]) == TEXTS[name]
 

@@ -41,11 +41,11 @@ def episode(folder: Path, seed: int) -> tuple[str, float, watch.Motion]:
     return env.env_id, float(played.returns[0]), played.motion
 
 
-def pictures(motion: watch.Motion, start: float, seconds: float, rate: int) -> list[Image.Image]:
-    """`rate` pictures a second of a part of an episode. start, seconds: s."""
+def pictures(motion: watch.Motion, start: float, seconds: float, delay: int) -> list[Image.Image]:
+    """A part of an episode, a picture every `delay` ms. start, seconds: s."""
     end = min(start + seconds, len(motion.qpos) * motion.timestep)
-    times = np.arange(max(0.0, end - seconds), end, 1 / rate)
-    poses = motion.qpos[(times / motion.timestep).astype(int)]
+    times = np.arange(max(0.0, end - seconds), end - 1e-6, delay / 1000)
+    poses = motion.qpos[(times / motion.timestep + 1e-6).astype(int)]
     return [Image.fromarray(drawn) for drawn in film.frames(motion.model, poses)]
 
 
@@ -72,7 +72,7 @@ def side_by_side(columns: list[list[Image.Image]]) -> list[Image.Image]:
     return frames
 
 
-def encoded(frames: list[Image.Image], rate: int, colors: int) -> bytes:
+def encoded(frames: list[Image.Image], delay: int, colors: int) -> bytes:
     """An endless GIF, with one palette for all frames and no dithering, which compresses badly."""
     shown = frames[:: max(1, len(frames) // 8)]
     sheet = Image.new("RGB", (frames[0].width, frames[0].height * len(shown)))
@@ -80,7 +80,7 @@ def encoded(frames: list[Image.Image], rate: int, colors: int) -> bytes:
         sheet.paste(frame, (0, k * frame.height))
     palette, file = sheet.quantize(colors, dither=Image.Dither.NONE), io.BytesIO()
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    options = dict(append_images=flat[1:], duration=round(1000 / rate), loop=0, optimize=False)
+    options = dict(append_images=flat[1:], duration=delay, loop=0, optimize=False)
     flat[0].save(file, "gif", save_all=True, **options)
     return file.getvalue()
 
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the initial state")
     parser.add_argument("--start", type=float, default=2.0, help="s of the episode left out before")
     parser.add_argument("--seconds", type=float, default=4.0, help="s of the episode shown")
-    parser.add_argument("--rate", type=int, default=15, help="pictures a second")
+    parser.add_argument("--rate", type=int, default=15, help="pictures a second, about")
     parser.add_argument("--width", type=int, default=272, help="pixels of each picture")
     parser.add_argument("--colors", type=int, default=48, help="of the palette, at most 256")
     return parser.parse_args()
@@ -103,18 +103,18 @@ def main() -> str | None:
     """Plays, draws and writes. Returns a line that says why not, or None."""
     args = arguments()
     machine.enable_compilation_cache()
-    columns = []
+    columns, delay = [], 10 * round(100 / args.rate)  # ms; a GIF counts in hundredths of a second
     try:
         for folder in args.runs:
             env_id, total, motion = episode(folder, args.seed)
             text = f"{env_id}, return {total:.0f}"
             print(f"{folder}: {text}", flush=True)
-            drawn = pictures(motion, args.start, args.seconds, args.rate)
+            drawn = pictures(motion, args.start, args.seconds, delay)
             columns.append([captioned(one, text, args.width) for one in drawn])
     except (RunError, envs.UsageError, OSError) as error:
         return f"error: {error}"
     frames = side_by_side(columns)
-    content = encoded(frames, args.rate, args.colors)
+    content = encoded(frames, delay, args.colors)
     size = f"{len(content) / 1e6:.2f} MB, {len(frames)} pictures of {frames[0].size}"
     if len(content) > MAX_BYTES:
         return f"error: {size}: above {MAX_BYTES / 1e6:g} MB; lower --seconds, --rate or --width"

@@ -212,8 +212,9 @@ def with_line_numbers(text: str) -> str:
 
     def number(match: re.Match) -> str:
         pattern = re.compile(rf"(def|class) {match[1]}\b")
-        line = next(i for i, text in enumerate(source, 1) if pattern.match(text))
-        return f"`{match[1]}`{match[2]}(line {line})"
+        found = [i for i, text in enumerate(source, 1) if pattern.match(text)]
+        assert found, f"{match[1]}: flowrl_jax.py has no such function or class, a page has"
+        return f"`{match[1]}`{match[2]}(line {found[0]})"
 
     return re.sub(r"`(\w+)`(\s)\(line \d+\)", number, text)
 

@@ -352,7 +352,7 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
     due = 1 - state.critic.step % 2 if due is None else due
     targets = (state.target_critic, state.target_behaviour_critic)
-    (policy, targets), more = loops.repeat(policy_step, (state.velocity_field, targets), due)
+    (policy, targets), more = loops.only_if_due(policy_step, (state.velocity_field, targets), due)
     state = LearnerState(policy, critic, behaviour_critic, value, *targets)
     return state, {f"losses/{name}": value for name, value in metrics.items()} | more
 
@@ -393,7 +393,7 @@ def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainStat
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    given = draw_batches(learn_key, ring, args)
+    given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
     learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, learns)
     done, returns = after.terminated | after.truncated, state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)

@@ -420,8 +420,12 @@ def test_the_training_loop_is_lowered_once(cartpole):
     assert counts == [1, 0, 0]
 
 
-def test_the_replay_is_never_copied(cartpole):
-    args = dataclasses.replace(REAL_ARGS, buffer_size=200_000)
+@pytest.mark.parametrize(("num_envs", "updates_per_step"), [(4, 1), (1, 1), (4, 2)])
+def test_the_replay_is_never_copied(num_envs, updates_per_step):
+    """Of one environment XLA merged the write of its row with the batch's read, for a copy."""
+    cartpole = envs.make("cartpole-swingup", num_envs, "native", seed=1)
+    sizes = dict(num_envs=num_envs, updates_per_step=updates_per_step)
+    args = dataclasses.replace(REAL_ARGS, buffer_size=200_000, **sizes)
     state = jax.eval_shape(lambda: flowrl.init_state(cartpole, args))
     memory = flowrl.train_chunk.lower(state, cartpole, args).compile().memory_analysis()
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay.data))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -473,6 +474,23 @@ def test_counting_steps_never_wraps_into_exploring_again(cartpole):
     state, metrics = flowrl.train_chunk(state, cartpole, REAL_ARGS)
     assert int(metrics["charts/updates"]) == 20
     assert int(state.num_steps) == flowrl.MAX_INT
+
+
+@pytest.mark.parametrize(
+    ("precision", "in_the_program"),
+    [("highest", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
+)
+def test_every_product_of_an_update_has_the_precision_asked_for(precision, in_the_program):
+    """Forward and backward: of a float32 product "highest" alone is not rounded on a GPU."""
+    args = dataclasses.replace(SMALL, matmul_precision=precision)
+    noise = flowrl.draw_update_noise(jax.random.key(3), B, A)
+    program = jax.jit(functools.partial(flowrl.update, args=args)).lower(
+        make_learner(), make_batch(), noise
+    )
+    products = re.findall(r"dot_general.*", program.as_text())
+    found = [re.search(r"precision = \[(\w+), \1\]", line) for line in products]
+    assert len(found) > 50
+    assert {match[1] if match else "DEFAULT" for match in found} == {in_the_program}
 
 
 def test_bfloat16_computes_the_same_to_its_precision():

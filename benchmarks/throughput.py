@@ -247,38 +247,35 @@ def example_batch(args: flowrl.Args) -> tuple[flowrl.Transition, flowrl.UpdateNo
 def operations(learner: flowrl.LearnerState, args: flowrl.Args) -> float:
     """Floating-point operations of one update by XLA's count, mean of an even and an odd one."""
     counts = []
-    for step in (0, 1):  # known when compiling: only one branch is left
-
-        def one(learner, batch, noise, step=step):
-            critic = learner.critic.replace(step=np.int32(step))
-            return flowrl.update(learner.replace(critic=critic), batch, noise, args)
-
-        compiled = jax.jit(one).lower(learner, *example_batch(args)).compile()
+    for due in (1, 0):
+        one = jax.jit(functools.partial(flowrl.update, args=args, due=due))
+        compiled = one.lower(learner, *example_batch(args)).compile()
         counts.append(compiled.cost_analysis()["flops"])
     return sum(counts) / 2
 
 
-def matrix_product(dtype: str, size: int = 2048) -> Timed:
+def matrix_product(dtype: str, precision: str = "highest", size: int = 2048) -> Timed:
     """A product of two square matrices, over and over; 2 size^3 operations each."""
     a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
-    precision = jax.lax.Precision.HIGHEST
     return repeated(lambda x, i: jnp.matmul(x, a, precision=precision), a)
 
 
-def measure_update(batch_size: int, width: int, dtype: str, blocks: int) -> dict[str, str]:
+def measure_update(
+    batch_size: int, width: int, dtype: str, blocks: int, precision: str = "highest"
+) -> dict[str, str]:
     """Updates a second, and the share of the machine's matrix rate that this is."""
     sizes = {"batch_size": batch_size, "hidden_size": width, "compute_dtype": dtype}
-    args = flowrl.Args(**sizes, updates_per_step=2)
+    args = flowrl.Args(**sizes, updates_per_step=2, matmul_precision=precision)
     learner = flowrl.init_learner(jax.random.key(0), OBS_SIZE, ACTION_SIZE, args)
     batch, noise = example_batch(args)
     flops = operations(learner, args)
 
     def pair(learner, _):  # one with a policy step and one without
-        for _ in range(2):
-            learner, _ = flowrl.update(learner, batch, noise, args)
+        for due in (1, 0):
+            learner, _ = flowrl.update(learner, batch, noise, args, due)
         return learner
 
-    contenders = {"update": repeated(pair, learner), "product": matrix_product(dtype)}
+    contenders = {"update": repeated(pair, learner), "product": matrix_product(dtype, precision)}
     seconds = interleaved(contenders, blocks)
     update = [s / 2 for s in seconds["update"]]
     floor = [flops * s / (2 * 2048**3) for s in seconds["product"]]

@@ -119,15 +119,20 @@ class TrainState:
     key: Array  # () typed key
 
 
+@functools.cache
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """One for all states: JAX compiles a program anew for a state with another optimiser."""
+    return optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+
+
 def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
     """The target starts as a copy of the critic, drawn anew: a buffer can be donated once."""
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
-    adam = optax.adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
 
     def network(params: Params) -> Network:
-        fresh = Network.create(apply_fn=None, params=params, tx=adam)
+        fresh = Network.create(apply_fn=None, params=params, tx=adam(args.learning_rate))
         return fresh.replace(step=jnp.zeros((), jnp.int32))
 
     critic = functools.partial(flowrl.TwinCritic(**sizes).init, critic_key, obs, action)
@@ -308,13 +313,13 @@ def policy_sizes(theta: Params) -> tuple[int, int]:
     return layers["Dense_0"]["kernel"].shape[0], layers["Dense_2"]["bias"].shape[0]
 
 
-def pack_policy(theta: Params, args: dict) -> bytes:
-    """policy.npz, for numpy_policy.py."""
-    del args  # the policy is its parameters
-    return numpy_policy.pack(theta, {"log_std": LOG_STD})
-
-
-POLICY = Policy("actor", policy_action, jax.random.normal, policy_sizes, pack_policy)
+POLICY = Policy(
+    network="actor",
+    act=policy_action,
+    noise=jax.random.normal,
+    sizes=policy_sizes,
+    pack=lambda theta, _: numpy_policy.pack(theta, {"log_std": LOG_STD}),
+)
 ALGORITHM = Algorithm(
     name="sac_jax",
     args=Args,

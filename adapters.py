@@ -1,4 +1,4 @@
-"""Other people's environments as an `vector_env.VectorEnv`: MuJoCo Playground and Brax.
+"""Other people's environments as a `vector_env.VectorEnv`: MuJoCo Playground and Brax.
 
     env = envs.make("playground:CheetahRun", num_envs=256)
     env = envs.make("brax:ant", num_envs=256, engine="spring")

@@ -34,12 +34,12 @@ from jax import Array
 import envs
 import numpy_policy
 from harness import command_line, launch, loops, replay
-from harness.contract import MAX_INT, Algorithm, RunArgs, chunk_length
+from harness.contract import MAX_INT, RunArgs, chunk_length
 from harness.policy import Policy
 from vector_env import EnvState, VectorEnv
 
 Metrics, Params = dict[str, Array], Any  # Params: a pytree of float32 arrays
-Dtype = Literal["float32", "bfloat16"]
+Dtype, Precision = Literal["float32", "bfloat16"], Literal["highest", "tensorfloat32", "bfloat16"]
 Solver, Weighting = Literal["euler", "midpoint", "rk4"], Literal["per_sample", "batch_mean"]
 
 
@@ -65,6 +65,7 @@ class Args(RunArgs):
     w2_weighting: Weighting = "per_sample"  # the released code: batch_mean, mean(w) * mean(flow)
     w2_indicator: bool = False  # multiply w by 1[Q_beta > Q_phi], as the paper writes (5)
     compute_dtype: Dtype = "float32"  # inside the networks; parameters and losses stay float32
+    matmul_precision: Precision = "highest"  # of their float32 products; matters on GPUs and TPUs
 
 
 PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override them
@@ -73,7 +74,8 @@ PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override th
     | dict(learning_starts=4_000, buffer_size=500_000, total_timesteps=300_000, log_interval=2_000),
     "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, checkpoint_interval=5_120_000)
     | dict(buffer_size=4_194_304, learning_starts=102_400, recent_window=262_144, eval_episodes=128)
-    | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=1_024_000),
+    | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=1_024_000)
+    | dict(matmul_precision="tensorfloat32"),
 }
 BOUNDS = dict.fromkeys(("batch_size", "hidden_size"), (1, 2**18))  # smallest and largest values
 BOUNDS |= dict.fromkeys(("updates_per_step", "flow_steps"), (1, 1024))
@@ -85,9 +87,8 @@ BOUNDS |= dict.fromkeys(("expectile", "learning_rate"), (0, 1))
 
 # ------------------------------------------------------------------------------------- networks
 def _dense(size: int, dtype: str) -> nn.Dense:
-    """Xavier-uniform weights, zero biases; float32 products are not rounded to TF32."""
-    init, precision = nn.initializers.xavier_uniform(), jax.lax.Precision.HIGHEST
-    return nn.Dense(size, dtype=dtype, kernel_init=init, precision=precision)
+    """Xavier-uniform weights, zero biases; args.matmul_precision is set where it is applied."""
+    return nn.Dense(size, dtype=dtype, kernel_init=nn.initializers.xavier_uniform())
 
 
 def _dense_norm(h: Array, size: int, dtype: str) -> Array:
@@ -243,7 +244,8 @@ def ode_rollout(velocity: Callable, x0: Array, num_steps: int, solver: str) -> A
 def velocity_field(params: Params, obs: Array, x: Array, t: Array, args: Args):
     """v_theta(s, x, t): (..., O), (..., A), (..., 1) -> (..., A)."""
     module = VelocityField(x.shape[-1], args.hidden_size, args.compute_dtype)
-    return module.apply(params, obs, x, t)
+    with jax.default_matmul_precision(args.matmul_precision):
+        return module.apply(params, obs, x, t)
 
 
 def policy_action(params: Params, obs: Array, x0: Array, args: Args) -> Array:
@@ -255,12 +257,14 @@ def policy_action(params: Params, obs: Array, x0: Array, args: Args) -> Array:
 # ----------------------------------------------------------------------------------------- losses
 def twin_q(params: Params, obs: Array, action: Array, args: Args) -> Array:
     """(Q_1, Q_2)(s, a): (B, O), (B, A) -> (2, B)."""
-    return TwinCritic(args.hidden_size, args.compute_dtype).apply(params, obs, action)
+    with jax.default_matmul_precision(args.matmul_precision):
+        return TwinCritic(args.hidden_size, args.compute_dtype).apply(params, obs, action)
 
 
 def behaviour_value(params: Params, obs: Array, args: Args) -> Array:
     """V_beta(s): (B, O) -> (B,)."""
-    return ValueNetwork(args.hidden_size, args.compute_dtype).apply(params, obs)
+    with jax.default_matmul_precision(args.matmul_precision):
+        return ValueNetwork(args.hidden_size, args.compute_dtype).apply(params, obs)
 
 
 def td_target(batch: Transition, next_value: Array, args: Args) -> Array:
@@ -320,16 +324,11 @@ def gradient_step(network: Network, loss: Callable[[Params], tuple[Array, Any]])
     return network.apply_gradients(grads=gradient), value, info
 
 
-def update(
-    state: LearnerState,
-    batch: Transition,
-    noise: UpdateNoise,
-    args: Args,
-    policy_steps: int | Array | None = None,
-) -> tuple[LearnerState, Metrics]:
-    """One update: (2), (3), (4), then (6) and the targets `policy_steps` times, 0 or 1.
+def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args, due=None):
+    """One update: (2), (3), (4), then (6) and the targets. Returns the learner and its metrics.
 
-    policy_steps: None for 1 on updates 0, 2, 4 ... Without, the metrics `losses/policy*` are zero.
+    due: whether (6) and the targets are, 1 or 0; None: on updates 0, 2, 4 ... Where they are not,
+    the metrics `losses/policy*` are zero.
     """
     a_next = policy_action(state.velocity_field.params, batch.next_obs, noise.x0_next, args)
     q_next = twin_q(state.target_critic, batch.next_obs, a_next, args).min(axis=0)
@@ -355,10 +354,9 @@ def update(
         )
         return (policy, optax.incremental_update(online, targets, args.target_tau)), metrics
 
+    due = 1 - state.critic.step % 2 if due is None else due
     targets = (state.target_critic, state.target_behaviour_critic)
-    count = 1 - state.critic.step % 2 if policy_steps is None else policy_steps
-    policy_and_targets = (state.velocity_field, targets)
-    (policy, targets), more = loops.repeat(policy_step, policy_and_targets, count)
+    (policy, targets), more = loops.only_if_due(policy_step, (state.velocity_field, targets), due)
     state = LearnerState(policy, critic, behaviour_critic, value, *targets)
     return state, {f"losses/{name}": value for name, value in metrics.items()} | more
 
@@ -369,32 +367,22 @@ def draw_batches(key: Array, ring: replay.Replay, args: Args) -> tuple[Transitio
     batch_key, noise_key = jax.random.split(key)
     shape = (args.updates_per_step, args.batch_size)
     batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
-    draw = functools.partial(
-        draw_update_noise, batch_size=args.batch_size, action_size=ring.data.action.shape[-1]
+    keys, action_size = (
+        jax.random.split(noise_key, args.updates_per_step),
+        ring.data.action.shape[-1],
     )
-    return batches, jax.vmap(draw)(jax.random.split(noise_key, args.updates_per_step))
+    noises = jax.vmap(lambda key: draw_update_noise(key, args.batch_size, action_size))(keys)
+    return batches, noises
 
 
 def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args: Args):
-    """U updates, on leaves (U, B, ...). Returns the learner and summed metrics.
+    """U updates, on leaves (U, B, ...). Returns the learner and summed metrics."""
 
-    An even U goes in pairs, with a policy step and without: so the program has nothing to decide.
-    """
-    skip = args.on_nonfinite == "skip"
+    def one(learner: LearnerState, given: tuple[Transition, UpdateNoise], due=None):
+        return update(learner, *given, args, due)
 
-    def one(learner: LearnerState, given: tuple[Transition, UpdateNoise], policy_steps=None):
-        step = loops.guarded(lambda s, x: update(s, *x, args, policy_steps), skip)
-        return step(learner, given)
-
-    def two(learner: LearnerState, given: tuple[Transition, UpdateNoise]):
-        learner, metrics = one(learner, jax.tree.map(lambda x: x[0], given), policy_steps=1)
-        learner, more = one(learner, jax.tree.map(lambda x: x[1], given), policy_steps=0)
-        return learner, jax.tree.map(jnp.add, metrics, more)
-
-    if args.updates_per_step % 2:
-        return loops.over(one, learner, (batches, noises))
-    pairs = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), (batches, noises))
-    return loops.over(two, learner, pairs)
+    one = loops.guarded(one, skip=args.on_nonfinite == "skip")
+    return loops.alternating(one, learner, (batches, noises))
 
 
 def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
@@ -409,8 +397,8 @@ def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainStat
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    given = draw_batches(learn_key, ring, args)
-    learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, 1 * learns)
+    given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
+    learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, learns)
     done, returns = after.terminated | after.truncated, state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)
     metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
@@ -463,18 +451,8 @@ def policy_sizes(theta: Params) -> tuple[int, int]:
 
 
 POLICY = Policy("velocity_field", policy_action, source_noise, policy_sizes, numpy_policy.pack)
-ALGORITHM = Algorithm(
-    name="flowrl_jax",
-    args=Args,
-    presets=PRESETS,
-    bounds=BOUNDS,
-    init_state=init_state,
-    train_chunk=train_chunk,
-    evaluate=POLICY.evaluate,
-    kinds={"sampled": "sampled x0", "deterministic": "x0 = 0"},
-    export=POLICY.export,
-    load_policy=lambda folder: POLICY.load(ALGORITHM, folder),
-)
+KINDS = {"sampled": "sampled x0", "deterministic": "x0 = 0"}
+ALGORITHM = POLICY.algorithm("flowrl_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS)
 load_policy = ALGORITHM.load_policy  # run folder -> act(obs, key=None): for a loop of your own
 
 

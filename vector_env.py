@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,22 @@ MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
 
 class UsageError(ValueError):
     """A request that cannot be served; its message is one line that says what to change."""
+
+
+def host() -> jax.Device:
+    """JAX's CPU, which is there beside whatever else it computes on.
+
+    Raises:
+      UsageError: JAX_PLATFORMS leaves it out.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        found = os.environ.get("JAX_PLATFORMS", "")
+        fix = f"use JAX_PLATFORMS={found},cpu, or unset it"
+        raise UsageError(
+            f"JAX_PLATFORMS={found}: initial states are drawn on the CPU; {fix}"
+        ) from None
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -359,7 +376,8 @@ class VectorEnv:
         sensors = self._sensors.by_name(sensordata.astype(np.float32))
         ctrl = np.zeros((count, self.action_size), np.float32)
         view = Physics(**states, ctrl=ctrl, sensors=sensors, episode=episode)
-        obs = np.asarray(self._observe(view))
+        with jax.default_device(host()):  # not behind a chunk that runs on an accelerator
+            obs = np.asarray(self._observe(view))
         return InitialState(**states, episode=episode, obs=obs)
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Collects finished runs: their metrics, configurations, curves and the README's table.
+"""Collects finished runs: their metrics, configurations, curves and the tables of the pages.
 
     python benchmarks/learning.py runs/*        # writes benchmarks/learning/, prints the table
 
@@ -32,17 +32,23 @@ def evaluations(name: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row.get(SAMPLED)]
 
 
-def table_row(name: str) -> str:
-    """One run as a row of the README's table."""
-    config, rows = json.loads((FOLDER / f"{name}.json").read_text()), evaluations(name)
-    last, best = rows[-1], max(float(row[SAMPLED]) for row in rows)
+def minutes(name: str) -> float:
+    """Wall-clock from a collected run's start to its end."""
+    config = json.loads((FOLDER / f"{name}.json").read_text())
     started, ended = (datetime.fromisoformat(config[key]) for key in ("started", "ended"))
+    return (ended - started).total_seconds() / 60
+
+
+def table_row(name: str) -> str:
+    """One run as a row of the table."""
+    rows = evaluations(name)
+    last, best = rows[-1], max(float(row[SAMPLED]) for row in rows)
     env_id, seed = name.split("__")
     cells = (
         env_id,
         seed,
         f"{int(last['step']):,}",
-        f"{(ended - started).total_seconds() / 60:.0f}",
+        f"{minutes(name):.0f}",
         f"{float(last[SAMPLED]):.0f} +- {float(last[SAMPLED + '_std']):.0f}",
         f"{float(last[DETERMINISTIC]):.0f}",
         f"{best:.0f}",
@@ -80,11 +86,30 @@ def plot(names: list[str]) -> None:
     figure.savefig(FOLDER / "learning.png", dpi=110)
 
 
+def collected() -> list[str]:
+    """The names of all collected runs."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
 def table() -> str:
     """Everything collected so far, as Markdown."""
     header = "| task | seed | steps | minutes | return, sampled x0 | x0 = 0 | best |"
-    names = sorted(path.stem for path in FOLDER.glob("*.json"))
-    return "\n".join([header, "|---|---|---|---|---|---|---|", *map(table_row, names)])
+    return "\n".join([header, "|---|---|---|---|---|---|---|", *map(table_row, collected())])
+
+
+def short_table() -> str:
+    """A row for each task, as Markdown: means over its seeds, with their range."""
+    lines = ["| task | seeds | steps | minutes | return |", "|---|---|---|---|---|"]
+    for task in dict.fromkeys(name.split("__")[0] for name in collected()):
+        names = [name for name in collected() if name.split("__")[0] == task]
+        last = [evaluations(name)[-1] for name in names]
+        returns, steps = [float(row[SAMPLED]) for row in last], {int(row["step"]) for row in last}
+        spread = f" ({min(returns):.0f} to {max(returns):.0f})" if len(names) > 1 else ""
+        cells = (task, str(len(names)), " or ".join(f"{one:,}" for one in sorted(steps)))
+        cells += (f"{sum(map(minutes, names)) / len(names):.0f}",)
+        cells += (f"{sum(returns) / len(returns):.0f}{spread}",)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main(runs: list[str]) -> None:
@@ -92,7 +117,7 @@ def main(runs: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     for run in runs:
         collect(Path(run))
-    plot(sorted(path.stem for path in FOLDER.glob("*.json")))
+    plot(collected())
     print(table())
 
 

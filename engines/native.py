@@ -59,16 +59,19 @@ class NativeEngine:
         inputs = [state.qpos, state.qvel, state.act, state.warmstart, ctrl]
         inputs += [episode[field].reshape(len(ctrl), -1) for field in self._rows]
         inputs = jnp.concatenate(inputs, axis=1)
-        shape = (len(ctrl), self._output_size)
-        if jax.default_backend() == "cpu":
-            host_call.register(self._name, self._host_step)
-            result = host_call.call(self._name, shape, inputs)
-        else:  # what the networks run on has its own memory: JAX copies
-            spec = jax.ShapeDtypeStruct(shape, np.float32)
-            step = self._host_step
-            result = jax.pure_callback(step, spec, inputs, vmap_method="broadcast_all")
+        host_call.register(self._name, self._host_step)
+        result = jax.lax.platform_dependent(inputs, cpu=self._call, default=self._call_back)
         *physics, sensordata = jnp.split(result, self._splits[:4], axis=1)
         return PhysicsState(*physics), sensordata, jnp.zeros(len(ctrl), jnp.int32)
+
+    def _call(self, inputs: jax.Array) -> jax.Array:
+        """`_host_step` as a part of a program on this CPU."""
+        return host_call.call(self._name, (len(inputs), self._output_size), inputs)
+
+    def _call_back(self, inputs: jax.Array) -> jax.Array:
+        """The same from a device with memory of its own: JAX copies, and needs its CPU beside."""
+        result = jax.ShapeDtypeStruct((len(inputs), self._output_size), np.float32)
+        return jax.pure_callback(self._host_step, result, inputs, vmap_method="broadcast_all")
 
     def _host_step(self, inputs: np.ndarray | jax.Array) -> np.ndarray:
         """State, controls and episode, side by side (..., n) -> state and sensors (..., m)."""

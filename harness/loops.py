@@ -18,25 +18,53 @@ from harness.contract import Metrics
 def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | jax.Array):
     """`step`, `count` times. Returns the last state and the summed metrics.
 
-    count: an array, (), where only the running program knows it. After none the state is what it
-    was, in place: `jax.lax.cond` would copy each of its leaves, whichever branch is taken.
+    count: an array, (), where only the running program knows it, bool for 0 or 1. After none the
+    state is what it was, in place: `jax.lax.cond` would copy each leaf, whichever branch is taken.
     """
-    if isinstance(count, int) and count == 1:
-        return step(state)
-    zeros = _zeros(step, state)
-    if isinstance(count, int) and count == 0:
-        return state, zeros
-    sums, as_metrics = ravel_pytree(zeros)
-    state, sums = jax.lax.fori_loop(0, count, lambda _, carry: _add(carry, step), (state, sums))
+    if isinstance(count, int):
+        return _scan(lambda state, _: step(state), state, None, count)
+    sums, as_metrics = ravel_pytree(_zeros(step, state))
+
+    def add(_, carry: tuple[Any, jax.Array]):
+        state, metrics = step(carry[0])
+        return state, carry[1] + ravel_pytree(metrics)[0]
+
+    state, sums = jax.lax.fori_loop(0, count.astype(jnp.int32), add, (state, sums))
     return state, as_metrics(sums)
+
+
+def when(condition: jax.Array, draw: Callable[[], Any]) -> Any:
+    """`draw()`, or zeros in its place. For what reads a large array that was just written to.
+
+    XLA merges such a read with the write if it can, and then copies the array to keep both.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw))
+    return jax.lax.cond(condition, draw, lambda: zeros)
 
 
 def over(step: Callable[[Any, Any], tuple[Any, Metrics]], state: Any, inputs: Any):
     """`step` with each of the inputs, (L, ...). Returns the last state and the summed metrics."""
-    first = jax.tree.map(lambda leaf: leaf[0], inputs)
-    sums, as_metrics = ravel_pytree(_zeros(step, state, first))
-    (state, sums), _ = jax.lax.scan(lambda c, x: (_add(c, step, x), None), (state, sums), inputs)
-    return state, as_metrics(sums)
+    return _scan(step, state, inputs, None)
+
+
+def _scan(step: Callable, state: Any, inputs: Any, length: int | None):
+    as_metrics: Callable = dict
+
+    def packed(state: Any, given: Any):
+        nonlocal as_metrics
+        state, metrics = step(state, given)
+        vector, as_metrics = ravel_pytree(metrics)
+        return state, vector
+
+    state, each = jax.lax.scan(packed, state, inputs, length)
+    return state, as_metrics(jnp.sum(each, axis=0))
+
+
+def only_if_due(step: Callable[[Any], tuple[Any, Metrics]], state: Any, due: int | jax.Array):
+    """`step` once if `due`, 1 or 0; else the state as it is, and zeros for metrics."""
+    if isinstance(due, int):
+        return step(state) if due else (state, _zeros(step, state))
+    return repeat(step, state, due)
 
 
 def means(sums: Metrics, counts: dict[str, Any]) -> Metrics:
@@ -51,20 +79,33 @@ def means(sums: Metrics, counts: dict[str, Any]) -> Metrics:
     return {name: total / count_of[name] for name, total in sums.items()}
 
 
+def alternating(step: Callable, state: Any, inputs: Any):
+    """As `over`, with a step (state, input, due) of which a part is due on every second one.
+
+    Of an even number of inputs `due` is 1, 0, 1, 0 ...: two go into one round of the loop, so that
+    the program has nothing to decide. Of an odd number it is left out, for the step to decide.
+    """
+
+    def two(state: Any, pair: Any):
+        state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], pair), due=1)
+        state, more = step(state, jax.tree.map(lambda leaf: leaf[1], pair), due=0)
+        return state, jax.tree.map(jnp.add, metrics, more)
+
+    if jax.tree.leaves(inputs)[0].shape[0] % 2:
+        return over(step, state, inputs)
+    pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), inputs)
+    return over(two, state, pairs)
+
+
 def _zeros(step: Callable, *arguments: Any) -> Metrics:
     return jax.tree.map(jnp.zeros_like, jax.eval_shape(step, *arguments)[1])
 
 
-def _add(carry: tuple[Any, jax.Array], step: Callable, *given: Any) -> tuple[Any, jax.Array]:
-    state, metrics = step(carry[0], *given)
-    return state, carry[1] + ravel_pytree(metrics)[0]
-
-
-def guarded(step: Callable[[Any, Any], tuple[Any, Metrics]], skip: bool):
+def guarded(step: Callable[..., tuple[Any, Metrics]], skip: bool):
     """A step of learning that counts what is not finite.
 
     Args:
-      step: (state, input) -> (state, metrics).
+      step: (state, input, ...) -> (state, metrics).
       skip: whether a step of which anything is not finite, state or metrics, is dropped: then the
         state is that of before, and the metrics are zeros.
 
@@ -72,8 +113,8 @@ def guarded(step: Callable[[Any, Any], tuple[Any, Metrics]], skip: bool):
     also if the state, are not finite, else 0.
     """
 
-    def guarded_step(before, given):
-        after, metrics = step(before, given)
+    def guarded_step(before, *given, **options):
+        after, metrics = step(before, *given, **options)
         leaves = jax.tree.leaves((after, metrics) if skip else metrics)
         bad = ~jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
         if skip:

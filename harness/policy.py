@@ -70,6 +70,22 @@ class Policy:
         packed = self.pack(params[self.network], dataclasses.asdict(args))
         return {"params.msgpack": flax.serialization.to_bytes(params), "policy.npz": packed}
 
+    def algorithm(self, name, args, presets, bounds, init_state, train_chunk, kinds) -> Algorithm:
+        """An Algorithm, as contract.py has its fields, with this policy."""
+        made = Algorithm(
+            name=name,
+            args=args,
+            presets=presets,
+            bounds=bounds,
+            init_state=init_state,
+            train_chunk=train_chunk,
+            evaluate=self.evaluate,
+            export=self.export,
+            load_policy=lambda folder: self.load(made, folder),
+            kinds=kinds,
+        )
+        return made
+
     def load(self, algorithm: Algorithm, folder: str | Path) -> Act:
         """Returns `act(obs, key=None)`: (..., O) -> (..., A) in [-1, 1], of a run's policy.
 

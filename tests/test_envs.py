@@ -214,6 +214,29 @@ def rollout(env, steps=20, key=0):
     return run(env.reset(jax.random.key(key)), jax.random.split(jax.random.key(7), steps))
 
 
+def test_native_is_called_as_the_device_that_is_lowered_for_needs():
+    """Not as the device that JAX has while tracing: a program may be compiled for another."""
+    env = envs.make("pendulum-swingup", 2, "native", num_threads=1)
+    state, action = env.reset(jax.random.key(0)), jnp.zeros((2, 1))
+    traced = str(jax.make_jaxpr(env.step)(state, action))
+    assert "pure_callback" in traced
+    assert "ffi_call" in traced
+    lowered = jax.jit(env.step).lower(state, action).as_text()  # for the CPU
+    assert "mujoco_" in lowered
+    assert "callback" not in lowered
+
+
+def test_without_jaxs_cpu_there_is_one_line(monkeypatch):
+    def only_a_gpu(backend):
+        raise RuntimeError(f"Unknown backend: {backend!r} requested, but no platforms")
+
+    monkeypatch.setattr(jax, "local_devices", only_a_gpu)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(envs.UsageError, match="use JAX_PLATFORMS=cuda,cpu, or unset it") as error:
+        envs.make("pendulum-swingup", 2, "native", num_threads=1)
+    assert "\n" not in str(error.value)
+
+
 def test_same_seed_same_numbers_on_any_number_of_threads():
     one, again, two = (
         rollout(envs.make("humanoid-run", 8, "native", num_threads=threads))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -390,8 +391,12 @@ def test_the_training_loop_is_lowered_once(cartpole):
     assert counts == [1, 0, 0]
 
 
-def test_the_replay_is_never_copied(cartpole):
-    args = dataclasses.replace(REAL_ARGS, buffer_size=200_000)
+@pytest.mark.parametrize(("num_envs", "updates_per_step"), [(4, 1), (1, 1), (4, 2)])
+def test_the_replay_is_never_copied(num_envs, updates_per_step):
+    """Of one environment XLA merged the write of its row with the batch's read, for a copy."""
+    cartpole = envs.make("cartpole-swingup", num_envs, "native", seed=1)
+    sizes = dict(num_envs=num_envs, updates_per_step=updates_per_step)
+    args = dataclasses.replace(REAL_ARGS, buffer_size=200_000, **sizes)
     state = jax.eval_shape(lambda: flowrl.init_state(cartpole, args))
     memory = flowrl.train_chunk.lower(state, cartpole, args).compile().memory_analysis()
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay.data))
@@ -439,6 +444,23 @@ def test_counting_steps_never_wraps_into_exploring_again(cartpole):
     state, metrics = flowrl.train_chunk(state, cartpole, REAL_ARGS)
     assert int(metrics["charts/updates"]) == 20
     assert int(state.num_steps) == flowrl.MAX_INT
+
+
+@pytest.mark.parametrize(
+    ("precision", "in_the_program"),
+    [("highest", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
+)
+def test_every_product_of_an_update_has_the_precision_asked_for(precision, in_the_program):
+    """Forward and backward: of a float32 product "highest" alone is not rounded on a GPU."""
+    args = dataclasses.replace(SMALL, matmul_precision=precision)
+    noise = flowrl.draw_update_noise(jax.random.key(3), B, A)
+    program = jax.jit(functools.partial(flowrl.update, args=args)).lower(
+        make_learner(), make_batch(), noise
+    )
+    products = re.findall(r"dot_general.*", program.as_text())
+    found = [re.search(r"precision = \[(\w+), \1\]", line) for line in products]
+    assert len(found) > 50
+    assert {match[1] if match else "DEFAULT" for match in found} == {in_the_program}
 
 
 def test_bfloat16_computes_the_same_to_its_precision():

@@ -169,18 +169,24 @@ def test_every_contact_is_between_a_pair_that_is_counted(env_id):
 
 
 @pytest.mark.parametrize(
-    ("backend", "kind", "installed", "chosen"),
+    ("backend", "platform", "kind", "installed", "chosen"),
     [
-        ("cpu", "cpu", True, "native"),
-        ("gpu", "NVIDIA H200", True, "warp"),
-        ("gpu", "NVIDIA H200", False, "mjx"),
-        ("gpu", "AMD Instinct MI300X", True, "mjx"),
-        ("tpu", "TPU v5 lite", True, "mjx"),
+        ("cpu", "cpu", "cpu", True, "native"),
+        ("gpu", "cuda", "NVIDIA H200", True, "warp"),
+        ("gpu", "cuda", "Tesla V100-SXM2-16GB", True, "warp"),
+        ("gpu", "cuda", "NVIDIA H200", False, "mjx"),
+        ("gpu", "rocm", "AMD Instinct MI300X", True, "mjx"),
+        ("tpu", "tpu", "TPU v5 lite", True, "mjx"),
     ],
 )
-def test_auto_suits_the_device(monkeypatch, backend, kind, installed, chosen):
+def test_auto_suits_the_device(monkeypatch, backend, platform, kind, installed, chosen):
+    def devices(asked=platform):
+        if asked not in (platform, backend):
+            raise RuntimeError(f"Unknown backend {asked}")
+        return [types.SimpleNamespace(device_kind=kind)]
+
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=kind)])
+    monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setattr(envs, "_importable", lambda name: installed or name != "warp")
     assert envs.choose_engine("auto") == chosen
     if not installed:

@@ -37,7 +37,7 @@ def saved_run(runs_dir: Path, **changes) -> Path:
     config = dataclasses.asdict(args)
     learner = flowrl.init_learner(jax.random.key(0), 5, 1, args)
     with runs.Run.create(runs_dir, args.env_id, "flowrl_jax", args.seed, config) as run:
-        for name, content in flowrl.export(learner, args).items():
+        for name, content in flowrl.POLICY.export(learner, args).items():
             run.save_bytes(name, content)
     return run.folder
 

@@ -32,9 +32,9 @@ from jax import Array
 import envs
 import flowrl_jax as flowrl
 import numpy_policy
-from flowrl_jax import Dtype, Metrics, Network, Params, Transition
+from flowrl_jax import Dtype, Metrics, Network, Params, Precision, Transition
 from harness import command_line, launch, loops, replay
-from harness.contract import MAX_INT, Algorithm, RunArgs, chunk_length
+from harness.contract import MAX_INT, RunArgs, chunk_length
 from harness.policy import Policy
 from vector_env import EnvState, VectorEnv
 
@@ -57,6 +57,7 @@ class Args(RunArgs):
     alpha: float = 1.0  # temperature alpha at the start; equation (5) learns it
     target_entropy_scale: float = 1.0  # target entropy of (5) is -target_entropy_scale * A
     compute_dtype: Dtype = "float32"  # inside the networks; parameters and losses stay float32
+    matmul_precision: Precision = "highest"  # of their float32 products; matters on GPUs and TPUs
 
 
 # What presets change; flags override them. Sizes are FlowRL's, the target's rate stays SAC's.
@@ -167,7 +168,9 @@ def squash(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
 def sample(params: Params, obs: Array, noise: Array, args: Args) -> tuple[Array, Array]:
     """a ~ pi(.|s) and log pi(a|s): (..., O), (..., A) -> (..., A), (...)."""
     actor = Actor(noise.shape[-1], args.hidden_size, args.compute_dtype)
-    return squash(*actor.apply(params, obs), noise)
+    with jax.default_matmul_precision(args.matmul_precision):
+        mean, log_std = actor.apply(params, obs)
+    return squash(mean, log_std, noise)
 
 
 def policy_action(params: Params, obs: Array, noise: Array, args: Args) -> Array:
@@ -241,10 +244,9 @@ def draw_batches(key: Array, ring: replay.Replay, args: Args) -> tuple[Transitio
     batch_key, noise_key = jax.random.split(key)
     shape = (args.updates_per_step, args.batch_size)
     batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
-    draw = functools.partial(
-        draw_update_noise, batch_size=args.batch_size, action_size=ring.data.action.shape[-1]
-    )
-    return batches, jax.vmap(draw)(jax.random.split(noise_key, args.updates_per_step))
+    keys = jax.random.split(noise_key, args.updates_per_step)
+    action_size = ring.data.action.shape[-1]
+    return batches, jax.vmap(lambda key: draw_update_noise(key, args.batch_size, action_size))(keys)
 
 
 def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args: Args):
@@ -265,8 +267,8 @@ def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainStat
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    given = draw_batches(learn_key, ring, args)
-    learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, 1 * learns)
+    given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
+    learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, learns)
     done, returns = after.terminated | after.truncated, state.episode_return + after.reward
     metrics["episodes"] = jnp.sum(done)
     metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
@@ -320,18 +322,8 @@ POLICY = Policy(
     sizes=policy_sizes,
     pack=lambda theta, _: numpy_policy.pack(theta, {"log_std": LOG_STD}),
 )
-ALGORITHM = Algorithm(
-    name="sac_jax",
-    args=Args,
-    presets=PRESETS,
-    bounds=BOUNDS,
-    init_state=init_state,
-    train_chunk=train_chunk,
-    evaluate=POLICY.evaluate,
-    kinds={"sampled": "sampled", "deterministic": "tanh(mu)"},
-    export=POLICY.export,
-    load_policy=lambda folder: POLICY.load(ALGORITHM, folder),
-)
+KINDS = {"sampled": "sampled", "deterministic": "tanh(mu)"}
+ALGORITHM = POLICY.algorithm("sac_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS)
 load_policy = ALGORITHM.load_policy  # run folder -> act(obs, key=None): for a loop of your own
 
 

@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -308,28 +307,3 @@ def test_two_devices_train_one_run(tmp_path):
     two = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run(command, env=os.environ | two, check=True, timeout=300)
     assert sac.load_policy(next(tmp_path.iterdir()))(jnp.ones((3, 5))).shape == (3, 1)
-
-
-# ------------------------------------------------------------------------------- docs/sac.md
-
-PAGE = (ROOT / "docs" / "sac.md").read_text()
-
-
-def test_the_page_points_at_the_right_lines():
-    source = (ROOT / "sac_jax.py").read_text().splitlines()
-    pointers = re.findall(r"`(\w+)` \(line (\d+)\)", PAGE)
-    assert len(pointers) >= 6
-    for name, line in pointers:
-        (at,) = [i for i, s in enumerate(source, 1) if re.match(rf"(def|class) {name}\b", s)]
-        assert int(line) == at, f"{name}: on line {at}"
-    for name in re.findall(r"`flowrl_jax\.((?!py)\w+)`", PAGE):
-        assert hasattr(flowrl, name)
-
-
-def test_the_page_has_its_own_flags_and_metrics():
-    own = {f.name for f in dataclasses.fields(sac.Args)} - set(vars(flowrl.Args()))
-    told = set(re.findall(r"^\| `--([a-z-]+)` \|", PAGE, re.M))
-    assert {name.replace("_", "-") for name in own} <= told
-    _, metrics = UPDATE(make_learner(), make_batch(), NOISE, SMALL)
-    for name in metrics:
-        assert f"`{name}`" in PAGE, name

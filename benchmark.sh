@@ -11,12 +11,14 @@ python=${PYTHON:-python}
 
 usage() {
     cat <<'EOF'
-usage: bash benchmark.sh --tasks SET [flags] [-- flags of flowrl_jax.py]
+usage: bash benchmark.sh --tasks SET [flags] [-- flags of the algorithm]
 
   --tasks SET            paper15, dmc-hard, dmc-all, h1, smoke, or tasks: "dog-run humanoid-walk"
+  --algorithm NAME       what learns, a file here without .py: flowrl_jax (default) or sac_jax
   --seeds N              seeds 1 to N (default 5; smoke: 2); or A-B, such as 6-10
-  --preset NAME          preset of flowrl_jax.py: auto (default), paper, gpu or cpu
-  --out FOLDER           results (default results): runs/, jobs/ with a log each, runs.csv, report
+  --preset NAME          preset of the algorithm: auto (default), paper, gpu or cpu
+  --out FOLDER           results (default results): runs/, jobs/ with a log each, runs.csv, report;
+                         of one algorithm: another one's need another folder
   --devices LIST         GPUs such as 0,1,2, or cpu; auto (default) takes all GPUs, else cpu
   --jobs-per-device J    runs at a time on each device (default 1; smoke: 2); they share its memory
   --slurm                submit an array of jobs with sbatch, and the report after it
@@ -71,7 +73,7 @@ expand_tasks() {
 }
 
 # ------------------------------------------------------------------------------------ the command
-tasks="" seeds="" preset=auto out=results devices=auto per_device=""
+tasks="" algorithm=flowrl_jax seeds="" preset=auto out=results devices=auto per_device=""
 slurm=0 slurm_args="" dry_run=0 report_only=0 no_report=0 extra=()
 value() { # FLAG REST...: the flag's value
     [[ $# -ge 2 && $2 != --* ]] || die "$1: needs a value"
@@ -80,6 +82,7 @@ value() { # FLAG REST...: the flag's value
 while [[ $# -gt 0 ]]; do
     case $1 in
         --tasks) tasks=$(value "$@") ;;
+        --algorithm) algorithm=$(value "$@") ;;
         --seeds) seeds=$(value "$@") ;;
         --preset) preset=$(value "$@") ;;
         --out) out=$(value "$@") ;;
@@ -99,7 +102,7 @@ while [[ $# -gt 0 ]]; do
             extra=("$@")
             break
             ;;
-        *) die "$1: no such flag; flags of flowrl_jax.py go after --" ;;
+        *) die "$1: no such flag; flags of the algorithm go after --" ;;
     esac
     case $1 in
         --slurm | --dry-run | --report-only | --no-report) shift ;;
@@ -109,6 +112,10 @@ done
 
 [[ ${BASH_VERSINFO[0]}${BASH_VERSINFO[1]} -ge 51 ]] || die "bash: needs 5.1 or newer"
 [[ -n $tasks ]] || die "--tasks: needed; a set such as smoke, or tasks"
+# What learns hands itself to the harness by that name; other programs here do not.
+if [[ ! $algorithm =~ ^[a-z0-9_]+$ ]] || ! grep -qs '^ALGORITHM = ' "$here/$algorithm.py"; then
+    die "--algorithm: '$algorithm' is none; flowrl_jax and sac_jax are"
+fi
 if [[ $tasks == smoke ]]; then
     : "${seeds:=2}" "${per_device:=2}"
     [[ $preset != auto ]] || preset=cpu
@@ -154,12 +161,12 @@ mapfile -t task_list < <(expand_tasks "$tasks") && wait $! || exit 2
 ((${#task_list[@]})) || die "--tasks: '$tasks' names no task"
 help=""
 if ((!report_only)); then
-    help=$(cd "$here" && "$python" flowrl_jax.py --help 2>&1) ||
-        die "PYTHON: '$python' cannot run flowrl_jax.py; activate the environment first"
+    help=$(cd "$here" && "$python" "$algorithm.py" --help 2>&1) ||
+        die "PYTHON: '$python' cannot run $algorithm.py; activate the environment first"
     for word in "${extra[@]}"; do
         flag=${word%%=*}
         [[ $word != --* || $help == *"${flag//_/-}"[\ ,]* ]] ||
-            die "${word%%=*}: flowrl_jax.py has no such flag"
+            die "${word%%=*}: $algorithm.py has no such flag"
     done
 fi
 can_resume=0
@@ -169,9 +176,12 @@ jobs=() # "TASK SEED"
 for task in "${task_list[@]}"; do
     for ((seed = first; seed <= last; seed++)); do jobs+=("$task $seed"); done
 done
-settings="--preset $preset ${extra[*]}"
-if [[ -f $out/settings.txt && $settings != "$(<"$out/settings.txt")" ]]; then
-    die "--out: '$out' holds runs of $(<"$out/settings.txt"); choose another folder for these"
+settings="--algorithm $algorithm --preset $preset ${extra[*]}"
+if [[ -f $out/settings.txt ]]; then
+    had=$(<"$out/settings.txt")
+    [[ $had == --algorithm* ]] || had="--algorithm flowrl_jax $had" # of before there was another
+    [[ $settings == "$had" ]] ||
+        die "--out: '$out' holds runs of $had; choose another folder for these"
 fi
 
 # ------------------------------------------------------------------------------ files of one job
@@ -180,7 +190,7 @@ job_file() { # TASK SEED: name of its files, as runs.py names folders
 }
 
 newest_folder() { # TASK SEED: its last run folder, or nothing
-    local found=("$out/runs/${1//[^A-Za-z0-9_.=+-]/-}__flowrl_jax__$2__"*/config.json)
+    local found=("$out/runs/${1//[^A-Za-z0-9_.=+-]/-}__${algorithm}__$2__"*/config.json)
     [[ ! -f ${found[-1]} ]] || dirname "${found[-1]}"
 }
 
@@ -189,7 +199,7 @@ config_value() { # KEY FOLDER: a string or a number of config.json, which has a 
 }
 
 is_finished() { # TASK SEED: whether any of its folders says so
-    local found=("$out/runs/${1//[^A-Za-z0-9_.=+-]/-}__flowrl_jax__$2__"*/config.json)
+    local found=("$out/runs/${1//[^A-Za-z0-9_.=+-]/-}__${algorithm}__$2__"*/config.json)
     grep -qs '^ *"status": "finished"' "${found[@]}"
 }
 
@@ -199,7 +209,7 @@ can_go_on() {
         ! grep -q '"error": "FloatingPointError' "$1/config.json"
 }
 
-# TASK SEED FRESH: sets `arguments` of flowrl_jax.py, and `how` they begin.
+# TASK SEED FRESH: sets `arguments` of the algorithm, and `how` they begin.
 choose_arguments() {
     local folder status
     folder=$(newest_folder "$1" "$2") how="new run"
@@ -211,7 +221,7 @@ choose_arguments() {
     elif ((can_resume)); then
         arguments=(--resume "$folder") how="resumes $folder"
     else
-        how="new run: $folder is half done, but this flowrl_jax.py has no --resume"
+        how="new run: $folder is half done, but this $algorithm.py has no --resume"
     fi
 }
 
@@ -284,7 +294,7 @@ choose_environment() {
 slurm_script() {
     local flag
     echo "#!/usr/bin/env bash"
-    echo "#SBATCH --job-name=flowrl --array=1-${#jobs[@]} --requeue"
+    echo "#SBATCH --job-name=$algorithm --array=1-${#jobs[@]} --requeue"
     echo "#SBATCH --output=$out/jobs/slurm-%A_%a.log"
     echo "#SBATCH --signal=B:TERM@180"
     for flag in $slurm_args; do echo "#SBATCH $flag"; done
@@ -295,7 +305,7 @@ slurm_script() {
     printf ')\nread -r task seed <<<"${jobs[SLURM_ARRAY_TASK_ID - 1]}"\n'
     printf 'export PYTHON=%q\n' "$python"
     printf 'exec '
-    printf '%q ' bash "$here/benchmark.sh" --preset "$preset" --out "$out"
+    printf '%q ' bash "$here/benchmark.sh" --algorithm "$algorithm" --preset "$preset" --out "$out"
     # shellcheck disable=SC2016 # for the array's job to expand
     printf '%s ' --tasks '"$task"' --seeds '"$seed-$seed"' --no-report --
     printf '%q ' "${extra[@]}"
@@ -315,7 +325,7 @@ if ((dry_run)); then
         fi
         choose_arguments "$task" "$seed" 0
         choose_environment $((index % slots))
-        printf '%q ' "${environment[@]}" "$python" flowrl_jax.py "${arguments[@]}"
+        printf '%q ' "${environment[@]}" "$python" "$algorithm.py" "${arguments[@]}"
         echo "# $how"
     done
     exit 0
@@ -356,9 +366,10 @@ if ((slurm)); then
     slurm_script >"$out/array.sbatch"
     number=$(sbatch --parsable "$out/array.sbatch") || die "--slurm: sbatch refused $out/array.sbatch"
     number=${number%%;*}
-    follow=$(printf '%q ' env PYTHON="$python" bash "$here/benchmark.sh" --preset "$preset" \
-        --tasks "${task_list[*]}" --seeds "$seeds" --out "$out" --report-only -- "${extra[@]}")
-    sbatch --parsable --job-name=flowrl-report --dependency="afterany:$number" \
+    follow=$(printf '%q ' env PYTHON="$python" bash "$here/benchmark.sh" --algorithm "$algorithm" \
+        --preset "$preset" --tasks "${task_list[*]}" --seeds "$seeds" --out "$out" \
+        --report-only -- "${extra[@]}")
+    sbatch --parsable --job-name="$algorithm-report" --dependency="afterany:$number" \
         --output="$out/jobs/slurm-report.log" --wrap "$follow" >/dev/null ||
         die "--slurm: sbatch took the array $number, but not the report"
     echo "submitted ${#jobs[@]} runs as array $number, and the report after it: $out/array.sbatch"
@@ -407,7 +418,7 @@ start() {
         exec 9>"$file.lock"
         flock -n 9 || { echo "another process runs this job" && exit 75; }
         cd "$here"
-        exec setsid "${environment[@]}" "$python" -u flowrl_jax.py "${arguments[@]}"
+        exec setsid "${environment[@]}" "$python" -u "$algorithm.py" "${arguments[@]}"
     ) </dev/null >>"$file.log" 2>&1 &
     job_of[$!]="$1 $2" slot_of[$!]=$slot began_of[$!]=$SECONDS attempt_of[$!]=$3 how_of[$!]=$how
     started_of[$!]=$(date -Is)

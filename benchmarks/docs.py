@@ -207,16 +207,20 @@ def speed() -> str:
 
 
 def with_line_numbers(text: str) -> str:
-    """Corrects every "`name` (line 123)" to where `name` is defined in flowrl_jax.py."""
-    source = (ROOT / "flowrl_jax.py").read_text().splitlines()
+    """Corrects every "`name` (line 123)" to where `name` is defined in flowrl_jax.py.
+
+    And "`sac_jax.name` (line 123)" to where it is in sac_jax.py.
+    """
 
     def number(match: re.Match) -> str:
-        pattern = re.compile(rf"(def|class) {match[1]}\b")
+        module, name = match[1].rpartition(".")[::2]
+        source = (ROOT / f"{module or 'flowrl_jax'}.py").read_text().splitlines()
+        pattern = re.compile(rf"(def|class) {name}\b")
         found = [i for i, text in enumerate(source, 1) if pattern.match(text)]
-        assert found, f"{match[1]}: flowrl_jax.py has no such function or class, a page has"
+        assert found, f"{match[1]}: there is no such function or class, a page has"
         return f"`{match[1]}`{match[2]}(line {found[0]})"
 
-    return re.sub(r"`(\w+)`(\s)\(line \d+\)", number, text)
+    return re.sub(r"`([\w.]+)`(\s)\(line \d+\)", number, text)
 
 
 TABLES = {

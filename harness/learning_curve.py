@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
-    "eval/episodic_return_sampled": ("evaluation, sampled x0", "#0072B2"),
-    "eval/episodic_return_deterministic": ("evaluation, x0 = 0", "#D55E00"),
+    "eval/episodic_return_sampled": ("evaluation, sampled", "#0072B2"),
+    "eval/episodic_return_deterministic": ("evaluation, no noise", "#D55E00"),
     "charts/episodic_return": ("training episodes", "#009E73"),
 }
 

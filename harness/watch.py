@@ -1,6 +1,6 @@
 """Watching a trained policy: returns of many episodes, also in the original environment; videos.
 
-    python flowrl_jax.py --evaluate runs/FOLDER --eval-episodes 100 --engine dm_control
+    python ALGORITHM.py --evaluate runs/FOLDER --eval-episodes 100 --engine dm_control
 
 A policy is `act(obs, key=None)`, (B, O) -> (B, A) in [-1, 1], which draws its noise with the key,
 and without one takes none.

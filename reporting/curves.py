@@ -73,7 +73,7 @@ def _finish(figure, axes, unit: str, y_label: str) -> None:
 def task_figure(groups: list[Group], axis: str, references: list[dict[str, str]]):
     """One task's curves, or None without a number: IQM over runs, its interval, each run faint.
 
-    Dashed: the same with x0 = 0. A cross: the last evaluation of a run that did not finish.
+    Dashed: the same without noise. A cross: the last evaluation of a run that did not finish.
     References are horizontal lines, named at the right.
     """
     shown = [group for group in groups if _grid(group.runs, axis).size]
@@ -99,9 +99,9 @@ def task_figure(groups: list[Group], axis: str, references: list[dict[str, str]]
         of = f"{count} run{'s' if count > 1 else ''}"
         of = of if count == len(group.runs) else f"{count} of {len(group.runs)} runs"
         estimates = curve("iqm", [values["sampled"]])
-        _draw(axes, x, estimates, colour, f"{name}sampled x0, {of}")
+        _draw(axes, x, estimates, colour, f"{name}{KINDS['sampled']}, {of}")
         estimates = curve("iqm", [values["deterministic"]])
-        _draw(axes, x, estimates, colour, f"{name}x0 = 0", dashed=True)
+        _draw(axes, x, estimates, colour, f"{name}{KINDS['deterministic']}", dashed=True)
     _finish(figure, axes, unit, "return")
     column = "at" if axis == "step" else "minutes"
     _draw_references(axes, [row for row in references if row[column]])

@@ -18,7 +18,7 @@ import numpy as np
 
 from reporting.measures import suite
 
-KINDS = {"sampled": "sampled x0", "deterministic": "x0 = 0"}  # of evaluation, as columns and shown
+KINDS = {"sampled": "sampled", "deterministic": "no noise"}  # of evaluation, as columns and shown
 AXES = {"step": "environment steps", "minutes": "minutes of wall-clock"}
 # Flags that change neither what is learnt nor from what: runs that differ in them share a row.
 NOT_SETTINGS = {"env_id", "seed", "num_seeds", "num_threads", "runs_dir", "resume"}
@@ -73,10 +73,11 @@ def find_runs(paths: list[Path], now: float | None = None) -> list[Run]:
         before = len(found)
         rows = [row for file in _ledgers(path) for row in _ledger(file)]
         by_folder = {row["folder"]: row for row in rows if row["folder"]}
+        have = set()  # in this path: another may be of another algorithm
         for place in _places(path):
             row = by_folder.get(str(place.resolve()), {})
-            found.setdefault(place.resolve(), read_run(place, now, row))
-        have = {(run.task, run.seed) for run in found.values()}
+            run = found.setdefault(place.resolve(), read_run(place, now, row))
+            have.add((run.task, run.seed))
         for row in rows:  # of one job, the last counts
             place = Path(row["folder"] or path / f"{row['task']}__{row['seed']}").resolve()
             if (row["task"], int(row["seed"])) not in have:
@@ -260,12 +261,19 @@ class Group:
     notes: tuple[str, ...]  # what differs between these runs, though settings do not
 
 
+def algorithm_of(run: Run) -> str:
+    """By its configuration; an older one has it in its folder's name only. "" for neither."""
+    parts = run.folder.name.split("__")
+    return run.config.get("algorithm") or (parts[1] if len(parts) == 4 else "")
+
+
 def settings_of(run: Run) -> dict[str, object]:
-    """The arguments that runs must share to be averaged, and the device's kind."""
+    """The arguments that runs must share to be averaged, their algorithm and the device's kind."""
     args = run.config.get("args", {})
     chosen = {name: value for name, value in args.items() if name not in NOT_SETTINGS}
     devices = run.config.get("hardware", {}).get("devices", [])
-    return chosen | {"device": ", ".join(sorted(set(devices)))}
+    device = ", ".join(sorted(set(devices)))
+    return chosen | {"algorithm": algorithm_of(run), "device": device}
 
 
 def group_runs(runs: list[Run]) -> tuple[list[Group], list[tuple[Run, str, str]]]:
@@ -304,22 +312,26 @@ def settings_key(run: Run) -> str:
 
 
 def labels_of(runs: list[Run]) -> dict[str, str]:
-    """Settings as text: the preset, flags of the command line, and whatever tells two apart."""
+    """Settings as text: algorithm, preset, flags given, and whatever tells two such apart."""
     known = {settings_key(run): run for run in runs if run.config}
     labels, all_settings = {}, {key: settings_of(run) for key, run in known.items()}
     for key, settings in all_settings.items():
-        preset = settings.get("preset", "no preset")
-        rivals = [other for other in all_settings.values() if other.get("preset") == preset]
+        name = _name_of(settings)
+        rivals = [other for other in all_settings.values() if _name_of(other) == name]
         names = {name for other in rivals for name in other}
         varied = {n for n in names if len({json.dumps(other.get(n)) for other in rivals}) > 1}
         command = [str(word) for word in known[key].config.get("command", [])]
         flags = {word[2:].split("=")[0].replace("-", "_") for word in command if word[:2] == "--"}
-        shown = sorted((varied | flags & set(settings)) - {"preset"})
+        shown = sorted((varied | flags & set(settings)) - {"algorithm", "preset"})
         parts = [f"--{n.replace('_', '-')} {settings.get(n, 'unknown')}" for n in shown]
-        labels[key] = ", ".join([str(preset), *parts])
+        labels[key] = ", ".join([name, *parts])
     # A run that left no configuration belongs to the others if those are all alike.
     labels[""] = next(iter(labels.values())) if len(labels) == 1 else "settings unknown"
     return labels
+
+
+def _name_of(settings: dict[str, object]) -> str:
+    return f"{settings['algorithm']} {settings.get('preset', 'no preset')}".strip()
 
 
 def _differences(runs: Iterable[Run]) -> list[str]:

@@ -190,10 +190,11 @@ one setting together. IQM is the interquartile mean: the mean without the lowest
 of runs, which for fewer than four runs is the mean. In brackets: 95 % percentile interval of a
 bootstrap stratified by task, {RESAMPLES:,} resamples, seed {BOOTSTRAP_SEED}; there is none for one
 run, and for few runs it is too narrow. A point is the nearest evaluation at or before it, not older
-than one interval of evaluations. Both evaluations are given: with x0 sampled, as in training, and
-with x0 = 0. Minutes count from the start of training, with compiling and evaluation. Scores over
-tasks are returns divided by 1,000 (dm_control) or by the bar of success (HumanoidBench); the median
-is over tasks, the optimality gap is how far scores fall short of 1."""
+than one interval of evaluations. Both evaluations are given: sampled, with the policy's noise as in
+training, and without noise (FlowRL: x0 = 0; SAC: tanh(mu)). Minutes count from the start of
+training, with compiling and evaluation. Scores over tasks are returns divided by 1,000 (dm_control)
+or by the bar of success (HumanoidBench); the median is over tasks, the optimality gap is how far
+scores fall short of 1."""
 
 
 def results_markdown(

@@ -110,3 +110,34 @@ def policy_loss(theta, phi, batch, noise, w, args):
     else:
         w2 = w.mean() * flow.mean()
     return -min_q(phi, batch.obs, a).mean() + w2
+
+
+# --- Soft Actor-Critic: sac_jax.py's equations ----------------------------------------------------
+
+
+def gaussian(theta, s):
+    """Mean and log standard deviation before the tanh; the latter in [-5, 2]."""
+    p = theta["params"]
+    h = _elu(_norm(_dense(s, p["Dense_0"]), p["LayerNorm_0"]))
+    h = _elu(_norm(_dense(h, p["Dense_1"]), p["LayerNorm_1"]))
+    return _dense(h, p["Dense_2"]), 3.5 * np.tanh(_dense(h, p["Dense_3"])) - 1.5
+
+
+def draw(theta, s, noise):
+    """(1) and (2), as the density of a normal over the slope of tanh; not for large |u|."""
+    mean, log_std = gaussian(theta, s)
+    u, std = mean + np.exp(log_std) * noise, np.exp(log_std)
+    density = np.exp(-(((u - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
+    return np.tanh(u), np.log(density / np.cosh(u) ** -2).sum(axis=1)
+
+
+def soft_y(theta, target, alpha, batch, noise, gamma):
+    """The target of (3)."""
+    a, log_prob = draw(theta, batch.next_obs, noise)
+    return y(batch, min_q(target, batch.next_obs, a) - alpha * log_prob, gamma)
+
+
+def sac_policy_loss(theta, phi, alpha, s, noise):
+    """(4)"""
+    a, log_prob = draw(theta, s, noise)
+    return np.mean(alpha * log_prob - min_q(phi, s, a))

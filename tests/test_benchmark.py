@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmark.sh is
 TASKS = "ok-a ok-b fails-a fails-once bad-input dies-silently slow-a slow-b dog-run"
 PROGRAM = r"""
 import json, os, pathlib, signal, sys, time
+ALGORITHM = pathlib.Path(__file__).stem
 words = sys.argv[1:]
 if "--help" in words:
     print("usage: --env-id STR  --seed INT --gamma FLOAT --w2-indicator, --no-w2-indicator RESUME")
@@ -36,7 +37,7 @@ if "--resume" in words:
     config = json.loads((folder / "config.json").read_text())
 else:
     get = lambda name: words[words.index(name) + 1]
-    name = f"{get('--env-id')}__flowrl_jax__{get('--seed')}__20261121-{time.time_ns()}"
+    name = f"{get('--env-id')}__{ALGORITHM}__{get('--seed')}__20261121-{time.time_ns()}"
     folder = pathlib.Path(get("--runs-dir")) / name
     config = {"args": {"env_id": get("--env-id"), "seed": int(get("--seed"))}, "git": {}}
 task = config["args"]["env_id"]
@@ -83,7 +84,8 @@ def bench(tmp_path):
     folder = tmp_path / "a clone"  # with a space, as some have
     folder.mkdir()
     shutil.copy(ROOT / "benchmark.sh", folder)
-    (folder / "flowrl_jax.py").write_text(PROGRAM.replace("RESUME", ""))
+    for name in ("flowrl_jax.py", "sac_jax.py"):
+        (folder / name).write_text(PROGRAM.replace("RESUME", ""))
     (folder / "envs.py").write_text(f"def task_ids():\n    return {TASKS.split()}\n")
     (folder / "report.py").write_text("import sys\nprint('REPORT', *sys.argv[1:])\n")
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
@@ -168,6 +170,27 @@ def test_every_task_and_seed_runs_once(bench):
     assert other.returncode == 2
     assert "--out: " in other.stderr
     assert "--gamma 0.9; choose another" in other.stderr
+
+
+def test_another_algorithm_has_its_runs_in_a_folder_of_its_own(bench):
+    flags = ["--tasks", "ok-a", "--seeds", "1", "--devices", "cpu"]
+    sac = [*flags, "--algorithm", "sac_jax"]
+    assert " sac_jax.py --env-id ok-a " in bench(*sac, "--dry-run").stdout
+    assert bench(*sac).returncode == 0
+    (folder,) = bench.out.glob("runs/*")
+    assert folder.name.startswith("ok-a__sac_jax__1__")
+    assert ledger(bench)[0]["folder"] == f"runs/{folder.name}"
+    assert "finished already: ok-a seed 1" in bench(*sac).stdout
+    mixed = bench(*flags)
+    assert mixed.returncode == 2
+    assert "holds runs of --algorithm sac_jax --preset auto" in mixed.stderr
+    assert len(list(bench.out.glob("runs/*"))) == 1
+    # Settings that name no algorithm are of before there was a second: FlowRL's.
+    (bench.out / "settings.txt").write_text("--preset auto \n")
+    assert "holds runs of --algorithm flowrl_jax" in bench(*sac).stderr
+    assert bench(*flags).returncode == 0
+    script = bench(*sac, "--slurm", "--dry-run", "--out", "elsewhere").stdout
+    assert "benchmark.sh --algorithm sac_jax " in script
 
 
 def test_what_fails_is_tried_twice_and_told(bench):
@@ -328,6 +351,9 @@ def test_devices_are_found(bench, tmp_path, visible, expected):
     [
         ("", "--tasks"),
         ("--tasks nowhere-run", "--tasks: 'nowhere-run' is no task"),
+        ("--tasks ok-a --algorithm envs", "--algorithm: 'envs' is none"),
+        ("--tasks ok-a --algorithm ../clone/sac_jax", "--algorithm: '../clone/sac_jax'"),
+        ("--tasks ok-a --algorithm sac_jax -- --gama 3", "--gama: sac_jax.py has no such flag"),
         ("--tasks ok-a --seeds 0", "--seeds"),
         ("--tasks ok-a --seeds 5-3", "--seeds"),
         ("--tasks ok-a --preset fast", "--preset: 'fast'"),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from samples import OBS, A, B, directional, float64, make_batch, perturbed
 
 import envs
 import flowrl_jax as flowrl
@@ -24,20 +25,7 @@ from harness import command_line, parallel
 from harness.errors import RunError
 
 ROOT = Path(__file__).parents[1]
-OBS, A, B = 5, 3, 16
 SMALL = dataclasses.replace(flowrl.Args(), hidden_size=32, batch_size=B, num_envs=4)
-
-
-def float64(tree):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
-
-
-def perturbed(params, seed):
-    """Parameters away from their symmetric start, so that nothing is zero or equal by chance."""
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    noisy = [leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(tree, noisy)
 
 
 def make_learner(args=SMALL):
@@ -53,17 +41,6 @@ def make_learner(args=SMALL):
         behaviour_value=shake(state.behaviour_value, 4),
         target_critic=perturbed(state.target_critic, 5),
         target_behaviour_critic=perturbed(state.target_behaviour_critic, 6),
-    )
-
-
-def make_batch(seed=0, size=B):
-    rng = np.random.default_rng(seed)
-    return flowrl.Transition(
-        obs=rng.standard_normal((size, OBS)).astype(np.float32),
-        action=rng.uniform(-1, 1, (size, A)).astype(np.float32),
-        reward=rng.uniform(0, 1, size).astype(np.float32),
-        next_obs=rng.standard_normal((size, OBS)).astype(np.float32),
-        terminated=rng.random(size) < 0.3,
     )
 
 
@@ -224,13 +201,6 @@ def test_first_critic_step_is_adam_down_the_gradient():
 
 
 # ---------------------------------------------------------------- gradients and stop_gradient
-
-
-def directional(function, params, direction, eps=1e-6):
-    """Central difference of a float64 numpy function along one direction in parameter space."""
-    plus = jax.tree.map(lambda p, d: p + eps * d, params, direction)
-    minus = jax.tree.map(lambda p, d: p - eps * d, params, direction)
-    return (function(plus) - function(minus)) / (2 * eps)
 
 
 @pytest.mark.parametrize("weighting", ["per_sample", "batch_mean"])

@@ -38,10 +38,11 @@ def write_run(
     stamp: str = STAMP,
     error: str | None = None,
     commit: str = "abc",
+    algorithm: str = "flowrl_jax",
     **args,
 ) -> Path:
-    """A run folder with an evaluation every 100 steps and minute; x0 = 0 gets 1 more return."""
-    folder = runs_dir / f"{task}__flowrl_jax__{seed}__{stamp}"
+    """A run folder with an evaluation every 100 steps and minute; without noise it gets 1 more."""
+    folder = runs_dir / f"{task}__{algorithm}__{seed}__{stamp}"
     folder.mkdir(parents=True)
     args = {"env_id": task, "seed": seed, "preset": "cpu", "total_timesteps": 300} | args
     args = {"eval_interval": 100, "log_interval": 50, "num_threads": 0, "w2_coef": 0.1} | args
@@ -265,10 +266,32 @@ def test_different_settings_are_different_rows(tmp_path):
     write_run(tmp_path, "a-b", 4, [1, 2, 5000], preset="paper")
     found = {(r["settings"], r["seeds"]): r["mean"] for r in rows_of(tmp_path, [300])[::2]}
     assert found == {
-        ("cpu, --w2-coef 0.1", "1 2"): 150,
-        ("cpu, --w2-coef 1.0", "3"): 900,
-        ("paper", "4"): 5000,
+        ("flowrl_jax cpu, --w2-coef 0.1", "1 2"): 150,
+        ("flowrl_jax cpu, --w2-coef 1.0", "3"): 900,
+        ("flowrl_jax paper", "4"): 5000,
     }
+
+
+def test_algorithms_are_kept_apart(tmp_path):
+    """Task, seed and flags the same; config.json names the algorithm, or the folder alone does."""
+    for task in ("dog-run", "dog-walk"):
+        write_run(tmp_path / "f", task, 1, [1, 2, 100])
+        other = write_run(tmp_path / "s", task, 1, [1, 2, 700], algorithm="sac_jax")
+    config = json.loads((other / "config.json").read_text()) | {"algorithm": "sac_jax"}
+    (other / "config.json").write_text(json.dumps(config))
+    groups, replaced = results.group_runs(results.find_runs([tmp_path]))
+    rows = tables.result_rows(groups, [300], [])
+    found = {(row["task"], row["settings"]): row["mean"] for row in rows[::2]}
+    means = {"flowrl_jax cpu": 100, "sac_jax cpu": 700}
+    assert not replaced
+    assert found == {(t, n): m for t in ("dog-run", "dog-walk") for n, m in means.items()}
+    assert {label for label, _ in results.by_suite(groups)} == set(means)
+    # A job of one that never began is missing, though the other's run of task and seed is there.
+    jobs = "task,seed,attempt,exit_code,folder,error\ndog-run,2,,,,not started\n"
+    (tmp_path / "s" / "runs.csv").write_text(jobs)
+    write_run(tmp_path / "f", "dog-run", 2)
+    runs_found = results.find_runs([tmp_path / "f", tmp_path / "s"])
+    assert [run.status for run in runs_found if run.seed == 2] == ["finished", "missing"]
 
 
 def test_a_flag_of_the_command_line_is_named_even_where_all_have_it(tmp_path):
@@ -276,7 +299,7 @@ def test_a_flag_of_the_command_line_is_named_even_where_all_have_it(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["command"] += ["--w2-coef", "0.1", "--num-threads=2"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert rows_of(tmp_path, [300])[0]["settings"] == "cpu, --w2-coef 0.1"
+    assert rows_of(tmp_path, [300])[0]["settings"] == "flowrl_jax cpu, --w2-coef 0.1"
 
 
 def test_devices_are_not_averaged_and_other_differences_are_noted(tmp_path):
@@ -435,22 +458,24 @@ def test_results_csv_holds_the_numbers(whole):
     with (whole[0] / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     row = next(r for r in rows if r["task"] == "dog-run" and r["settings"].endswith("0.1"))
-    assert (row["evaluation"], row["axis"], row["at"]) == ("sampled x0", "step", "300")
+    assert (row["evaluation"], row["axis"], row["at"]) == ("sampled", "step", "300")
     assert (row["runs"], row["of"], row["seeds"]) == ("5", "6", "1 2 3 4 5")
     assert float(row["iqm"]) == 300  # without 100 and 1,000
     assert float(row["mean"]) == 400
     assert 100 <= float(row["iqm_low"]) < 300 < float(row["iqm_high"]) <= 1000
     assert row["missing"].startswith("seed 6: failed at step 100: ValueError: <script>")
-    walk = next(r for r in rows if r["task"] == "dog-walk" and r["evaluation"] == "x0 = 0")
+    walk = next(r for r in rows if r["task"] == "dog-walk" and r["evaluation"] == "no noise")
     assert float(walk["iqm"]) == 251
     assert "seed 6: no run folder" in walk["missing"]
 
 
 def test_results_md_shows_all_runs_and_the_published(whole):
     text = (whole[0] / "results.md").read_text()
-    assert re.search(r"^\| dog-run \| cpu, --w2-coef 0.1 \| 300 steps \| 5/6 \| 300 \[", text, re.M)
     assert re.search(
-        r"^\| dog-run \| cpu, --w2-coef 1.0 \| 300 steps \| 1/1 \| 9.00 \|", text, re.M
+        r"^\| dog-run \| flowrl_jax cpu, --w2-coef 0.1 \| 300 steps \| 5/6 \| 300 \[", text, re.M
+    )
+    assert re.search(
+        r"^\| dog-run \| flowrl_jax cpu, --w2-coef 1.0 \| 300 steps \| 1/1 \| 9.00 \|", text, re.M
     )
     assert re.search(r"^\| dog-run \| 6 \|.*failed.*\\\| a pipe \|$", text, re.M)
     assert re.search(r"^\| dog-walk \| 6 \|.*missing", text, re.M)
@@ -511,10 +536,10 @@ def test_a_curve_is_drawn_through_the_numbers(tmp_path):
     ]
     (axes,) = curves.task_figure(groups, "step", reference).axes
     lines = {line.get_label(): line for line in axes.lines}
-    line = lines["sampled x0, 3 runs"]
+    line = lines["sampled, 3 runs"]
     np.testing.assert_allclose(line.get_xdata(), [0.1, 0.2, 0.3])  # thousands
     np.testing.assert_allclose(line.get_ydata(), [30, 50, 200])
-    np.testing.assert_allclose(lines["x0 = 0"].get_ydata(), [31, 51, 201])
+    np.testing.assert_allclose(lines["no noise"].get_ydata(), [31, 51, 201])
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
     assert [(float(x.get_xdata()[0]), float(x.get_ydata()[0])) for x in crosses] == [(0.1, 70)]
     assert "Other 450" in [text.get_text() for text in axes.texts]

@@ -381,6 +381,14 @@ if ((report_only)); then
     exit 0
 fi
 
+# A JAX that cannot use a GPU takes the CPU without an error, for weeks.
+if [[ $devices != cpu ]]; then
+    usable=$(cd "$here" && CUDA_VISIBLE_DEVICES="$devices" "$python" -c \
+        'from harness import machine; print(machine.accelerators())' | tail -n 1) || usable=0
+    ((usable == ${#device_list[@]})) ||
+        die "--devices: of $devices JAX can use $usable; install its package for them, or use --devices cpu"
+fi
+
 declare -A job_of=() slot_of=() began_of=() started_of=() attempt_of=() how_of=() # by process id
 queue=() free=() stopping=0 total=0 ended=0 spent=0 timed=0
 for job in "${jobs[@]}"; do

@@ -74,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # what presets change; flags override th
     | dict(learning_starts=4_000, buffer_size=500_000, total_timesteps=300_000, log_interval=2_000),
     "gpu": dict(num_envs=1_024, updates_per_step=8, batch_size=8_192, checkpoint_interval=5_120_000)
     | dict(buffer_size=4_194_304, learning_starts=102_400, recent_window=262_144, eval_episodes=128)
-    | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=1_024_000)
+    | dict(total_timesteps=50_000_000, log_interval=102_400, eval_interval=5_120_000)
     | dict(matmul_precision="tensorfloat32"),
 }
 BOUNDS = dict.fromkeys(("batch_size", "hidden_size"), (1, 2**18))  # smallest and largest values
@@ -86,14 +86,14 @@ BOUNDS |= dict.fromkeys(("expectile", "learning_rate"), (0, 1))
 
 
 # ------------------------------------------------------------------------------------- networks
-def _dense(size: int, dtype: str) -> nn.Dense:
+def dense(size: int, dtype: str) -> nn.Dense:
     """Xavier-uniform weights, zero biases; args.matmul_precision is set where it is applied."""
     return nn.Dense(size, dtype=dtype, kernel_init=nn.initializers.xavier_uniform())
 
 
-def _dense_norm(h: Array, size: int, dtype: str) -> Array:
+def dense_norm(h: Array, size: int, dtype: str) -> Array:
     norm = nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False)
-    return norm(_dense(size, dtype)(h))
+    return norm(dense(size, dtype)(h))
 
 
 class VelocityField(nn.Module):
@@ -106,9 +106,9 @@ class VelocityField(nn.Module):
     @nn.compact
     def __call__(self, obs: Array, x: Array, t: Array) -> Array:
         h = jnp.concatenate([obs, x, t], axis=-1)
-        h = nn.elu(_dense_norm(h, self.hidden_size, self.dtype))
-        h = nn.elu(_dense_norm(h, self.hidden_size, self.dtype))
-        return _dense(self.action_size, self.dtype)(h).astype(jnp.float32)
+        h = nn.elu(dense_norm(h, self.hidden_size, self.dtype))
+        h = nn.elu(dense_norm(h, self.hidden_size, self.dtype))
+        return dense(self.action_size, self.dtype)(h).astype(jnp.float32)
 
 
 class ValueNetwork(nn.Module):
@@ -119,11 +119,11 @@ class ValueNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
-        h = _dense_norm(obs, self.hidden_size, self.dtype)
-        h = nn.gelu(_dense_norm(h, self.hidden_size, self.dtype), approximate=False)
-        h = nn.gelu(_dense_norm(h, self.hidden_size, self.dtype), approximate=False)
-        h = _dense_norm(h, self.hidden_size, self.dtype)
-        return _dense(1, self.dtype)(h)[..., 0].astype(jnp.float32)
+        h = dense_norm(obs, self.hidden_size, self.dtype)
+        h = nn.gelu(dense_norm(h, self.hidden_size, self.dtype), approximate=False)
+        h = nn.gelu(dense_norm(h, self.hidden_size, self.dtype), approximate=False)
+        h = dense_norm(h, self.hidden_size, self.dtype)
+        return dense(1, self.dtype)(h)[..., 0].astype(jnp.float32)
 
 
 class TwinCritic(nn.Module):

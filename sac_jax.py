@@ -83,10 +83,10 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
-        h = nn.elu(flowrl._dense_norm(obs, self.hidden_size, self.dtype))
-        h = nn.elu(flowrl._dense_norm(h, self.hidden_size, self.dtype))
-        mean = flowrl._dense(self.action_size, self.dtype)(h).astype(jnp.float32)
-        raw = flowrl._dense(self.action_size, self.dtype)(h).astype(jnp.float32)
+        h = nn.elu(flowrl.dense_norm(obs, self.hidden_size, self.dtype))
+        h = nn.elu(flowrl.dense_norm(h, self.hidden_size, self.dtype))
+        mean = flowrl.dense(self.action_size, self.dtype)(h).astype(jnp.float32)
+        raw = flowrl.dense(self.action_size, self.dtype)(h).astype(jnp.float32)
         low, high = LOG_STD
         return mean, low + (high - low) * (jnp.tanh(raw) + 1.0) / 2.0  # a clip would stop gradients
 

@@ -105,7 +105,7 @@ def at(precision: str, learner, batch, noise, args) -> dict:
     """`gradients` at a precision: one of BITS, "float64", or "compute_dtype bfloat16"."""
     patch, dtype = contextlib.nullcontext(), "float32"
     if BITS.get(precision):
-        patch = mock.patch.object(flowrl, "_dense", functools.partial(dense, BITS[precision]))
+        patch = mock.patch.object(flowrl, "dense", functools.partial(dense, BITS[precision]))
     elif precision == "float64":
         dtype = "float64"
         learner, batch, noise = cast((learner, batch, noise), "float32", dtype)

@@ -62,6 +62,14 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def accelerators() -> int:
+    """How many devices JAX computes on that are no CPU."""
+    try:
+        return sum(device.platform != "cpu" for device in jax.devices())
+    except RuntimeError:  # what JAX_PLATFORMS asks for is not there
+        return 0
+
+
 def device_memory_bytes() -> int | None:
     """Free bytes on JAX's default device: an accelerator's own, or the host's. None if unknown."""
     device = jax.local_devices()[0]

@@ -68,7 +68,7 @@ def start(folder: Path, config: dict):
 
     try:
         return wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "flowrl_jax"),
+            project=os.environ.get("WANDB_PROJECT", config["algorithm"]),
             name=folder.name,
             id=config.get("wandb"),  # a resume goes on with the same
             resume="allow",

@@ -78,6 +78,15 @@ sys.exit(128 + stopped[0] if stopped else 0)
 """
 
 
+MACHINE = """
+import os
+
+def accelerators():  # all that it may see, unless the test says otherwise
+    named = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    return int(os.environ.get("JAX_HAS", len(named)))
+"""
+
+
 @pytest.fixture
 def bench(tmp_path):
     """Returns a function that runs benchmark.sh's copy with flags; its folder is `bench.folder`."""
@@ -87,6 +96,8 @@ def bench(tmp_path):
     for name in ("flowrl_jax.py", "sac_jax.py"):
         (folder / name).write_text(PROGRAM.replace("RESUME", ""))
     (folder / "envs.py").write_text(f"def task_ids():\n    return {TASKS.split()}\n")
+    (folder / "harness").mkdir()
+    (folder / "harness" / "machine.py").write_text(MACHINE)
     (folder / "report.py").write_text("import sys\nprint('REPORT', *sys.argv[1:])\n")
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     environment |= {"PYTHON": sys.executable}
@@ -308,6 +319,16 @@ def test_devices_are_shared_out(bench):
         assert flags_of(config["words"])["--preset"] == "gpu"
     assert 2 < most <= 4
     assert set(used) == {"0", "GPU-7"}
+
+
+@pytest.mark.parametrize("has", [0, 1])
+def test_a_gpu_that_jax_cannot_use_is_refused(bench, has):
+    flags = ["--tasks", "ok-a", "--seeds", "1"]
+    done = bench(*flags, "--devices", "0,1", JAX_HAS=str(has))
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith(f"error: --devices: of 0,1 JAX can use {has}; ")
+    assert not configs(bench)
+    assert bench(*flags, "--devices", "cpu", JAX_HAS=str(has)).returncode == 0
 
 
 def test_runs_on_a_cpu_share_its_cores(bench):

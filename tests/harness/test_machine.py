@@ -1,6 +1,8 @@
 """What is said of the machine and the code, the compilation cache, free memory."""
 
 import subprocess
+import types
+from unittest import mock
 
 import jax
 from scripts import run_script
@@ -61,6 +63,18 @@ def test_training_goes_on_without_a_cache(tmp_path):
     lines = output.splitlines()
     assert lines[0].startswith("no compilation cache: ")
     assert lines[1:] == ["None", "2"]
+
+
+def test_accelerators_are_counted(monkeypatch):
+    def devices(*platforms):
+        return [types.SimpleNamespace(platform=platform) for platform in platforms]
+
+    monkeypatch.setattr(jax, "devices", lambda: devices("cpu", "cpu"))
+    assert machine.accelerators() == 0
+    monkeypatch.setattr(jax, "devices", lambda: devices("gpu", "gpu"))
+    assert machine.accelerators() == 2
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=RuntimeError("no CUDA")))
+    assert machine.accelerators() == 0
 
 
 def test_free_memory_is_between_nothing_and_all():

@@ -68,6 +68,7 @@ def test_rows_go_there_too(tmp_path, monkeypatch):
     assert second.rows[0] == (10, {"charts/a": 2.5})
     assert (first.codes, second.codes) == ([0], [1])
     assert first.options["config"]["gamma"] == 0.9
+    assert first.options["project"] == "flowrl_jax", "the algorithm's name"
     assert (first.options["name"], first.options["dir"]) == (pair[0].folder.name, pair[0].folder)
     assert first.options["reinit"] == "create_new", "two seeds are two runs at once"
     assert json.loads((pair[1].folder / "config.json").read_text())["wandb"] == "id1"

@@ -185,6 +185,39 @@ def checkpoint_cost() -> str:
     return markdown(" | ".join(names), lines)
 
 
+LAUNCHED = {  # in the chunk of accelerator_program.csv, by path
+    "0.0": "a step of all environments",
+    "0.0.0": "- a substep of physics",
+    "0.0.0.0": "- - a solver iteration",
+    "0.0.0.0.0": "- - - a line-search step",
+    "0.0.1": "- drawing batches and noise",
+    "0.0.3": "- around the updates",
+    "0.0.3.0": "- - two updates, one with a policy step",
+}
+
+
+def launches() -> str:
+    """What a training step launches on a GPU, by nest of loops."""
+    found = {r["path"]: r for r in rows("accelerator_program.csv") if r["program"] == "train"}
+    lines = []
+    for path, what in LAUNCHED.items():
+        row = found[path]
+        often = {"branch": "1", "host asks": "as it takes"}.get(row["times"], row["times"])
+        lines.append((what, often, row["kernels"], row["copies"]))
+    return markdown("part | times | kernels | copies", lines)
+
+
+def precision() -> str:
+    """Errors of gradients by precision."""
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows("precision.csv"):
+        key = (row["precision"], row["after updates"])
+        table.setdefault(key, {})[row["gradient of"]] = row["relative error"]
+    names = list(next(iter(table.values())))
+    lines = [(*key, *(cells[name] for name in names)) for key, cells in sorted(table.items())]
+    return markdown(f"precision | after updates | {' | '.join(names)}", lines)
+
+
 def speed() -> str:
     """README's short table: the whole loop, and the fastest that a task was stepped."""
     loops = [
@@ -238,6 +271,8 @@ TABLES = {
     "overlap": overlap,
     "seeds": seeds,
     "checkpoint cost": checkpoint_cost,
+    "launches": launches,
+    "precision": precision,
 }
 
 

@@ -23,6 +23,7 @@ def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | 
     """
     if isinstance(count, int) and count == 1:
         return step(state)
+    step = _traced_once(step)
     zeros = _zeros(step, state)
     if isinstance(count, int) and count == 0:
         return state, zeros
@@ -34,6 +35,7 @@ def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | 
 
 def over(step: Callable[[Any, Any], tuple[Any, Metrics]], state: Any, inputs: Any):
     """`step` with each of the inputs, (L, ...). Returns the last state and the summed metrics."""
+    step = _traced_once(step)
     first = jax.tree.map(lambda leaf: leaf[0], inputs)
     sums, as_metrics = ravel_pytree(_zeros(step, state, first))
     (state, sums), _ = jax.lax.scan(lambda c, x: (_add(c, step, x), None), (state, sums), inputs)
@@ -68,6 +70,14 @@ def alternating(step: Callable, state: Any, inputs: Any):
         return over(step, state, inputs)
     pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), inputs)
     return over(two, state, pairs)
+
+
+def _traced_once(step: Callable) -> Callable:
+    """The same: without it a loop traces its step for its metrics and again for itself.
+
+    Of four loops, one within the other, that would be sixteen times.
+    """
+    return jax.jit(step, inline=True)
 
 
 def _zeros(step: Callable, *arguments: Any) -> Metrics:

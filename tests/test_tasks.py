@@ -86,7 +86,7 @@ MJX_TOLERANCE = {
     "humanoid-run": 5e-4,
     "dog-run": 2e-3,
 }
-ON_MJX = {"cheetah-run": pytest.mark.slow}
+ON_MJX = dict.fromkeys(("cartpole-balance", "acrobot-swingup", "cheetah-run"), pytest.mark.slow)
 ON_MJX |= dict.fromkeys(("humanoid-run", "hopper-hop", "walker-run", "dog-run"), pytest.mark.long)
 
 

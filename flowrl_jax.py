@@ -181,12 +181,15 @@ class TrainState:
     key: Array  # () typed key
 
 
+_adam = functools.cache(optax.adam)  # one for a rate: equal states are then one program's
+
+
 def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
     """Q_beta starts as a copy of Q_phi, and both targets as copies of their online networks."""
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action, t = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size)), jnp.zeros((1, 1))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
-    adam = optax.adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+    adam = _adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
 
     def network(module: nn.Module, key: Array, *inputs: Array) -> Network:
         fresh = Network.create(apply_fn=None, params=module.init(key, *inputs), tx=adam)

@@ -12,6 +12,7 @@ The rows are written into parity.csv beside this file; other engines' rows there
 import argparse
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -166,8 +167,12 @@ def _largest(ours: jax.Array, theirs: np.ndarray) -> tuple[float, float]:
     return float(difference.max()), float((difference / np.maximum(1, np.abs(theirs))).max())
 
 
-def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Parity, np.ndarray]:
+def measure(
+    env_id: str, engine: str, steps: int, episodes: int = 8, timed: bool = True
+) -> tuple[Parity, np.ndarray]:
     """Compares `steps` states spread over 200 control steps, and `episodes` resets.
+
+    timed: whether steps are timed too; else that number is nan.
 
     Returns the largest differences, and each state's largest relative one in observation, (steps,).
     """
@@ -183,11 +188,10 @@ def measure(env_id: str, engine: str, steps: int, episodes: int = 8) -> tuple[Pa
     abs_obs, rel_obs = _largest(state.next_obs, recorded["obs"])
     abs_reward, _ = _largest(state.reward, recorded["reward"])
     ends = int((np.asarray(state.terminated) != recorded["terminated"]).sum())
-    by_state = [
-        _largest(ours, its)[1] for ours, its in zip(state.next_obs, recorded["obs"], strict=True)
-    ]
+    next_obs = np.asarray(state.next_obs)
+    by_state = [_largest(ours, its)[1] for ours, its in zip(next_obs, recorded["obs"], strict=True)]
 
-    rate = steps_per_second(step, state, recorded["action"])
+    rate = steps_per_second(step, state, recorded["action"]) if timed else math.nan
     tiled = jax.tree.map(lambda value: np.resize(value, (steps, *value.shape[1:])), initial)
     state = env.reset_to(*(tiled[name] for name in ("qpos", "qvel", "act", "episode")))
     abs_initial, rel_initial = _largest(state.obs, tiled["obs"])

@@ -23,6 +23,7 @@ def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | 
     """
     if isinstance(count, int):
         return _scan(lambda state, _: step(state), state, None, count)
+    step = jax.jit(step, inline=True)  # traced once, here and in the loop
     sums, as_metrics = ravel_pytree(_zeros(step, state))
 
     def add(_, carry: tuple[Any, jax.Array]):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,19 @@ ROOT = Path(__file__).parents[1]
 SMALL = dataclasses.replace(flowrl.Args(), hidden_size=32, batch_size=B, num_envs=4)
 
 
+# One program for each function and size, for all tests: op by op, and anew in each test, compiling
+# would take most of the time.
+init_learner = jax.jit(flowrl.init_learner, static_argnums=(1, 2, 3))
+init_state = jax.jit(flowrl.init_state, static_argnums=(0, 1))
+update = jax.jit(flowrl.update, static_argnums=3)
+policy_action = jax.jit(flowrl.policy_action, static_argnums=3)
+twin_q = jax.jit(flowrl.twin_q, static_argnums=3)
+behaviour_value = jax.jit(flowrl.behaviour_value, static_argnums=2)
+
+
+@functools.cache
 def make_learner(args=SMALL):
-    state = flowrl.init_learner(jax.random.key(0), OBS, A, args)
+    state = init_learner(jax.random.key(0), OBS, A, args)
 
     def shake(network, seed):
         return network.replace(params=perturbed(network.params, seed))
@@ -83,7 +95,7 @@ def test_unknown_solver_is_refused():
 def test_policy_action(solver, steps):
     args = dataclasses.replace(SMALL, ode_solver=solver, flow_steps=steps)
     theta, batch = make_learner().velocity_field.params, make_batch()
-    ours = flowrl.policy_action(theta, batch.obs, NOISE.x0_policy, args)
+    ours = policy_action(theta, batch.obs, NOISE.x0_policy, args)
     expected = oracle.act(
         float64(theta), float64(batch.obs), float64(NOISE.x0_policy), steps, solver
     )
@@ -108,7 +120,7 @@ def test_critic_and_value_losses():
     y_b = oracle.y(b, oracle.value(v, b.next_obs), SMALL.gamma)
     q_target = oracle.min_q(float64(state.target_behaviour_critic), b.obs, b.action)
 
-    _, metrics = jax.jit(flowrl.update, static_argnums=3)(state, batch, NOISE, SMALL)
+    _, metrics = update(state, batch, NOISE, SMALL)
     expected = {
         "losses/critic": oracle.critic_loss(phi, b, y),
         "losses/behaviour_critic": oracle.critic_loss(beta, b, y_b),
@@ -137,7 +149,7 @@ def test_update_uses_q_beta_from_before_and_q_phi_from_after_its_step(weighting)
     """Equations (5) and (6) within a whole update, for the order of algorithm.md."""
     args = dataclasses.replace(SMALL, w2_weighting=weighting)
     state, batch = make_learner(), make_batch()
-    after, metrics = jax.jit(flowrl.update, static_argnums=3)(state, batch, NOISE, args)
+    after, metrics = update(state, batch, NOISE, args)
     b, n, theta = float64(batch), float64(NOISE), float64(state.velocity_field.params)
     phi = float64(after.critic.params)
     a_pi = oracle.act(theta, b.obs, n.x0_policy, 1, "euler")
@@ -157,9 +169,8 @@ def adam_first_step(params, gradient, rate):
 
 def test_update_skips_policy_and_targets_every_second_time():
     state, batch = make_learner(), make_batch()
-    step = jax.jit(flowrl.update, static_argnums=3)
-    first, _ = step(state, batch, NOISE, SMALL)
-    second, metrics = step(first, batch, NOISE, SMALL)
+    first, _ = update(state, batch, NOISE, SMALL)
+    second, metrics = update(first, batch, NOISE, SMALL)
 
     def same(x, y):
         return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True))
@@ -187,12 +198,16 @@ def test_update_skips_policy_and_targets_every_second_time():
 
 def test_first_critic_step_is_adam_down_the_gradient():
     state, batch = make_learner(), make_batch()
-    after, _ = jax.jit(flowrl.update, static_argnums=3)(state, batch, NOISE, SMALL)
-    v = flowrl.behaviour_value(state.behaviour_value.params, batch.next_obs, SMALL)
-    y_b = flowrl.td_target(batch, v, SMALL)
-    gradient = jax.grad(lambda p: flowrl.critic_loss(p, batch, y_b, SMALL)[0])(
-        state.behaviour_critic.params
-    )
+    after, _ = update(state, batch, NOISE, SMALL)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        v = flowrl.behaviour_value(state.behaviour_value.params, batch.next_obs, SMALL)
+        y_b = flowrl.td_target(batch, v, SMALL)
+        return flowrl.critic_loss(params, batch, y_b, SMALL)[0]
+
+    gradient = gradient(state.behaviour_critic.params)
     expected = adam_first_step(state.behaviour_critic.params, gradient, SMALL.learning_rate)
     jax.tree.map(
         lambda ours, other: np.testing.assert_allclose(ours, other, atol=2e-6),
@@ -210,9 +225,8 @@ def test_policy_gradient_takes_the_weight_as_a_constant(weighting):
     theta, phi = state.velocity_field.params, state.critic.params
     b, n, theta64, phi64 = float64(batch), float64(NOISE), float64(theta), float64(phi)
     q_behaviour = 2 + np.arange(B, dtype=np.float32) / B
-    gradient, _ = jax.grad(flowrl.policy_loss, has_aux=True)(
-        theta, phi, batch, jnp.asarray(q_behaviour), NOISE, args
-    )
+    gradient = jax.jit(jax.grad(flowrl.policy_loss, has_aux=True), static_argnums=5)
+    gradient, _ = gradient(theta, phi, batch, q_behaviour, NOISE, args)
 
     def weights(theta):
         a = oracle.act(theta, b.obs, n.x0_policy, 1, "euler")
@@ -255,23 +269,25 @@ def test_no_gradient_where_none_belongs():
     def of_target(q):
         return flowrl.behaviour_value_loss(state.behaviour_value.params, batch.obs, q, SMALL)[0]
 
-    for function, argument in (
-        (of_critic, phi),
-        (of_q, jnp.linspace(1.0, 3.0, B)),
-        (of_value, state.behaviour_value.params),
-        (of_target, jnp.ones(B)),
-    ):
-        for gradient in jax.tree.leaves(jax.grad(function)(argument)):
-            np.testing.assert_array_equal(gradient, 0.0)
+    functions = (of_critic, of_q, of_value, of_target)
+    arguments = (phi, jnp.linspace(1.0, 3.0, B), state.behaviour_value.params, jnp.ones(B))
+
+    @jax.jit
+    def gradients(arguments):
+        return [jax.grad(f)(x) for f, x in zip(functions, arguments, strict=True)]
+
+    found = gradients(arguments)
+    assert jax.tree.structure(found) == jax.tree.structure(list(arguments))
+    for gradient in jax.tree.leaves(found):
+        np.testing.assert_array_equal(gradient, 0.0)
 
 
 # -------------------------------------------------------------------------- initialisation
 
 
 def test_networks_start_as_the_paper_says():
-    state = flowrl.init_learner(
-        jax.random.key(3), OBS, A, dataclasses.replace(SMALL, hidden_size=64)
-    )
+    args = dataclasses.replace(SMALL, hidden_size=64)
+    state = init_learner(jax.random.key(3), OBS, A, args)
     (heads,) = state.critic.params["params"].values()
     kernel = np.asarray(heads["Dense_1"]["kernel"])  # (2, 64, 64)
     bound = np.sqrt(6 / (64 + 64))
@@ -294,29 +310,59 @@ def test_networks_start_as_the_paper_says():
 def q_of(state, actions, args):
     """min Q_phi(1, a) for each action."""
     actions = jnp.asarray(actions)[:, None]
-    return flowrl.twin_q(state.learner.critic.params, jnp.ones_like(actions), actions, args).min(
-        axis=0
-    )
+    return twin_q(state.learner.critic.params, jnp.ones_like(actions), actions, args).min(axis=0)
+
+
+@flax.struct.dataclass
+class EpisodeState(bandit.ProbeState):
+    length: jax.Array
+    terminates: jax.Array
+
+
+class Episodes(bandit.Probe):
+    """Reward 1; how an episode ends is in its state, so that one program is for all of them."""
+
+    def __init__(self):
+        super().__init__(4, None, None, jnp.ones_like)
+
+    def begin(self, state, length, terminates):
+        fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        fields |= {"length": jnp.full(4, length), "terminates": jnp.full(4, terminates)}
+        return EpisodeState(**fields)
+
+    def step(self, state, action):
+        count = state.step_count + 1
+        done = count >= state.length
+        return state.replace(
+            reward=self.reward(action[:, 0]),
+            terminated=done & state.terminates,
+            truncated=done & ~state.terminates,
+            step_count=jnp.where(done, 0, count),
+        )
+
+
+EPISODES = Episodes()
+# One update a step: what is known does not depend on it, and two would be a program twice as large.
+PROBE_ARGS = dataclasses.replace(bandit.PROBE_ARGS, updates_per_step=1, log_interval=4_800)
 
 
 @pytest.mark.parametrize(("terminates", "known"), [(False, 1 / (1 - 0.8)), (True, 1.0)])
 def test_value_of_reward_one_is_known(terminates, known):
     """Reward 1 at each step: a time limit bootstraps, so Q = 1 / (1 - gamma); a termination
     after each step does not, so Q = 1."""
-    env = bandit.Probe(4, 1 if terminates else 3, terminates, jnp.ones_like)
-    state = flowrl.init_state(env, bandit.PROBE_ARGS)
+    state = init_state(EPISODES, PROBE_ARGS)
+    state = state.replace(env=EPISODES.begin(state.env, 1 if terminates else 3, terminates))
     for _ in range(2):
-        state, _ = flowrl.train_chunk(state, env, bandit.PROBE_ARGS)
+        state, _ = flowrl.train_chunk(state, EPISODES, PROBE_ARGS)
     actions = np.linspace(-1, 1, 5, dtype=np.float32)
-    np.testing.assert_allclose(q_of(state, actions, bandit.PROBE_ARGS), known, rtol=0.05)
-    v = flowrl.behaviour_value(
-        state.learner.behaviour_value.params, jnp.ones((1, 1)), bandit.PROBE_ARGS
-    )
+    np.testing.assert_allclose(q_of(state, actions, PROBE_ARGS), known, rtol=0.05)
+    v = behaviour_value(state.learner.behaviour_value.params, jnp.ones((1, 1)), PROBE_ARGS)
     np.testing.assert_allclose(v, known, rtol=0.05)
 
 
 def test_the_flow_reaches_both_optima_of_a_bandit():
-    actions = bandit.final_actions(bandit.ARGS)
+    args = dataclasses.replace(bandit.ARGS, updates_per_step=1, log_interval=4_800)
+    actions = bandit.final_actions(args)
     assert np.asarray(bandit.two_peaks(actions)).mean() > 0.9
     left = np.mean(actions < 0)
     assert 0.1 < left < 0.9, f"all actions on one side: {left}"
@@ -336,7 +382,7 @@ def count_lowerings(counts):
 
 
 REAL_ARGS = dataclasses.replace(
-    SMALL, env_id="cartpole-swingup", buffer_size=400, learning_starts=40, log_interval=80
+    SMALL, env_id="cartpole-swingup", buffer_size=200_000, learning_starts=40, log_interval=80
 )
 
 
@@ -345,10 +391,11 @@ def cartpole():
     return envs.make("cartpole-swingup", 4, "native", seed=1)
 
 
-def run_chunks(env, args, num=2):
-    state = flowrl.init_state(env, args)
+def run_chunks(env, args, num=2, program=None):
+    """program: (env, args) of a chunk that is compiled already and is the same one."""
+    state = init_state(env, args)
     for i in range(1, num + 1):
-        state, metrics = flowrl.train_chunk(state, env, args)
+        state, metrics = flowrl.train_chunk(state, *(program or (env, args)))
         state = state.replace(env=env.refresh(state.env, i))
     return state, metrics
 
@@ -362,11 +409,12 @@ def leaves_of(state):
 
 def test_one_seed_repeats_bit_for_bit_and_two_differ(cartpole):
     first, _ = run_chunks(cartpole, REAL_ARGS)
-    again, _ = run_chunks(envs.make("cartpole-swingup", 4, "native", seed=1), REAL_ARGS)
+    program = (cartpole, REAL_ARGS)
+    fresh = envs.make("cartpole-swingup", 4, "native", seed=1)
+    again, _ = run_chunks(fresh, REAL_ARGS, program=program)
     for a, b in zip(leaves_of(first), leaves_of(again), strict=True):
         np.testing.assert_array_equal(a, b)
-    args = dataclasses.replace(REAL_ARGS, seed=2)
-    other, _ = run_chunks(cartpole, args)
+    other, _ = run_chunks(cartpole, dataclasses.replace(REAL_ARGS, seed=2), program=program)
     theta = [jax.tree.leaves(s.learner.velocity_field.params) for s in (first, other)]
     assert all(not np.array_equal(a, b) for a, b in zip(*theta, strict=True) if a.ndim == 2)
     assert not np.array_equal(first.replay.data.action, other.replay.data.action)
@@ -383,7 +431,7 @@ def test_no_key_is_used_twice(cartpole):
 
 def test_the_training_loop_is_lowered_once(cartpole):
     args = dataclasses.replace(REAL_ARGS, seed=11)
-    state = flowrl.init_state(cartpole, args)
+    state = init_state(cartpole, args)
     counts = []
     for _ in range(3):
         with count_lowerings(counts):
@@ -391,7 +439,14 @@ def test_the_training_loop_is_lowered_once(cartpole):
     assert counts == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("num_envs", "updates_per_step"), [(4, 1), (1, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("num_envs", "updates_per_step"),
+    [
+        (1, 1),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_the_replay_is_never_copied(num_envs, updates_per_step):
     """Of one environment XLA merged the write of its row with the batch's read, for a copy."""
     cartpole = envs.make("cartpole-swingup", num_envs, "native", seed=1)
@@ -421,7 +476,7 @@ def test_metrics_and_counters(cartpole):
 def test_a_chunk_of_one_update_is_sound(cartpole):
     """The second update makes no policy step: its policy metrics are a mean over nothing."""
     args = dataclasses.replace(REAL_ARGS, learning_starts=0, log_interval=4)
-    state = flowrl.init_state(cartpole, args)
+    state = init_state(cartpole, args)
     for policy_steps in (1, 0):
         state, metrics = flowrl.train_chunk(state, cartpole, args)
         assert np.isfinite(metrics["losses/policy"]) == bool(policy_steps)
@@ -429,7 +484,7 @@ def test_a_chunk_of_one_update_is_sound(cartpole):
 
 
 def test_a_loss_that_is_not_finite_is_counted(cartpole):
-    state = flowrl.init_state(cartpole, REAL_ARGS)
+    state = init_state(cartpole, REAL_ARGS)
     critic = state.learner.critic
     broken = critic.replace(params=jax.tree.map(lambda p: p * jnp.nan, critic.params))
     state = state.replace(learner=state.learner.replace(critic=broken))
@@ -438,7 +493,7 @@ def test_a_loss_that_is_not_finite_is_counted(cartpole):
 
 
 def test_counting_steps_never_wraps_into_exploring_again(cartpole):
-    state = flowrl.init_state(cartpole, REAL_ARGS)
+    state = init_state(cartpole, REAL_ARGS)
     full = state.replay.replace(size=jnp.int32(len(state.replay.data.reward)))
     state = state.replace(num_steps=jnp.int32(flowrl.MAX_INT - 2), replay=full)
     state, metrics = flowrl.train_chunk(state, cartpole, REAL_ARGS)
@@ -466,8 +521,8 @@ def test_every_product_of_an_update_has_the_precision_asked_for(precision, in_th
 def test_bfloat16_computes_the_same_to_its_precision():
     state, batch = make_learner(), make_batch()
     half = dataclasses.replace(SMALL, compute_dtype="bfloat16")
-    full = flowrl.twin_q(state.critic.params, batch.obs, batch.action, SMALL)
-    rough = flowrl.twin_q(state.critic.params, batch.obs, batch.action, half)
+    full = twin_q(state.critic.params, batch.obs, batch.action, SMALL)
+    rough = twin_q(state.critic.params, batch.obs, batch.action, half)
     assert rough.dtype == jnp.float32
     assert 0 < np.abs(full - rough).max() < 0.1 * np.abs(full).max()
 
@@ -478,11 +533,11 @@ def test_seeds_in_one_program_are_the_single_runs(cartpole):
     each = [dataclasses.replace(REAL_ARGS, seed=seed) for seed in seeds]
     own = [envs.make("cartpole-swingup", 4, "native", seed=seed) for seed in seeds]
     chunk = functools.partial(flowrl.train_chunk, env=cartpole, args=REAL_ARGS)
-    singles = [flowrl.init_state(env, args) for env, args in zip(own, each, strict=True)]
+    alone, together = chunk, parallel.over_seeds(chunk, 2)
+    singles = [init_state(env, args) for env, args in zip(own, each, strict=True)]
     state = parallel.stack_seeds(
-        [flowrl.init_state(env, args) for env, args in zip(own, each, strict=True)]
+        [init_state(env, args) for env, args in zip(own, each, strict=True)]
     )
-    alone, together = parallel.over_seeds(chunk, 1), parallel.over_seeds(chunk, 2)
     for _ in range(2):
         state, metrics = together(state)
         for k in range(2):
@@ -500,9 +555,8 @@ def test_seeds_in_one_program_are_the_single_runs(cartpole):
     # What all seeds have in common stays one number, and with it conditions stay conditions.
     assert state.num_steps.shape == state.learner.critic.step.shape == ()
     program = together.lower(state).as_text()
-    assert program.count("stablehlo.case") == alone.lower(singles[0]).as_text().count(
-        "stablehlo.case"
-    )
+    single = flowrl.train_chunk.lower(singles[0], cartpole, REAL_ARGS).as_text()
+    assert program.count("stablehlo.case") == single.count("stablehlo.case")
 
 
 # ------------------------------------------------------------------------------ the program

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from chosen import TASKS, fast_are
 from dm_control import suite
 from dm_control.utils import rewards as dm_rewards
 
@@ -21,9 +22,9 @@ NATIVE_TOLERANCE = 1e-6
 DM_CONTROL = tuple(env_id for env_id in envs.task_ids() if not env_id.startswith("h1-"))
 
 
-@pytest.mark.parametrize("env_id", DM_CONTROL)
+@pytest.mark.parametrize("env_id", fast_are(TASKS, DM_CONTROL))
 def test_native_equals_dm_control(env_id):
-    result, _ = parity.measure(env_id, "native", steps=200)
+    result, _ = parity.measure(env_id, "native", steps=200, timed=False)
     assert result.max_rel_obs < NATIVE_TOLERANCE
     assert result.max_abs_reward < NATIVE_TOLERANCE
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE
@@ -85,7 +86,7 @@ MJX_TOLERANCE = {
     "humanoid-run": 5e-4,
     "dog-run": 2e-3,
 }
-ON_MJX = {"cheetah-run": pytest.mark.slow}
+ON_MJX = dict.fromkeys(("cartpole-balance", "acrobot-swingup", "cheetah-run"), pytest.mark.slow)
 ON_MJX |= dict.fromkeys(("humanoid-run", "hopper-hop", "walker-run", "dog-run"), pytest.mark.long)
 
 
@@ -93,7 +94,7 @@ ON_MJX |= dict.fromkeys(("humanoid-run", "hopper-hop", "walker-run", "dog-run"),
     "env_id", [pytest.param(env_id, marks=ON_MJX.get(env_id, ())) for env_id in MJX_TOLERANCE]
 )
 def test_mjx_agrees_with_dm_control(env_id):
-    result, _ = parity.measure(env_id, "mjx", steps=20)
+    result, _ = parity.measure(env_id, "mjx", steps=20, timed=False)
     assert result.max_rel_obs < MJX_TOLERANCE[env_id]
     assert result.max_abs_reward < 1e-5
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE  # resets are sensed by MuJoCo in C
@@ -114,7 +115,7 @@ WARP_TOLERANCE["manipulator-insert_peg"] = 2e-4
 )
 @pytest.mark.parametrize("env_id", WARP_TOLERANCE)
 def test_warp_agrees_with_dm_control(env_id):
-    result, _ = parity.measure(env_id, "warp", steps=20)
+    result, _ = parity.measure(env_id, "warp", steps=20, timed=False)
     assert result.max_rel_obs < WARP_TOLERANCE[env_id]
     assert result.max_abs_reward < 1e-5
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE

@@ -31,7 +31,6 @@ from harness import (
     command_line,
     contract,
     learning_curve,
-    loops,
     machine,
     parallel,
     replay,
@@ -555,23 +554,6 @@ def test_a_fault_before_any_checkpoint_says_so(tmp_path):
     (folder,) = tmp_path.iterdir()
     with pytest.raises(RunError, match="has no checkpoint"):
         resumed(folder)
-
-
-@pytest.mark.parametrize("skip", [False, True])
-def test_guarded(skip):
-    def step(state, given):
-        return {"w": state["w"] + given, "n": state["n"] + 1}, {"losses/w": given * 2}
-
-    given = jnp.array([1.0, jnp.nan, 2.0, jnp.inf, 3.0])
-    state = {"w": jnp.zeros(()), "n": jnp.zeros((), jnp.int32)}
-    state, metrics = jax.lax.scan(loops.guarded(step, skip), state, given)
-    np.testing.assert_array_equal(metrics["charts/nonfinite_losses"], [0, 1, 0, 1, 0])
-    if skip:
-        assert state == {"w": 6.0, "n": 3}
-        np.testing.assert_array_equal(metrics["losses/w"], [2.0, 0.0, 4.0, 0.0, 6.0])
-    else:
-        assert math.isnan(state["w"])
-        assert state["n"] == 5
 
 
 def test_a_full_disk_ends_training_with_one_line(tmp_path, capsys, monkeypatch):

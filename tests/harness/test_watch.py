@@ -84,6 +84,7 @@ def test_returns_are_those_of_the_original_environment(env_id, act):
 
 def test_sampled_episodes_repeat_by_key():
     env = envs.make("cartpole-balance", 2, "native", num_threads=1)
+    env.episode_length = 100
     start, step = env.first_states(), jax.jit(env.step)
     played = [
         watch.play(env, balance, start, step, key=k).returns for k in map(jax.random.key, (1, 1, 2))

@@ -359,7 +359,7 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
     due = 1 - state.critic.step % 2 if due is None else due
     targets = (state.target_critic, state.target_behaviour_critic)
-    (policy, targets), more = loops.only_if_due(policy_step, (state.velocity_field, targets), due)
+    (policy, targets), more = loops.repeat(policy_step, (state.velocity_field, targets), due)
     state = LearnerState(policy, critic, behaviour_critic, value, *targets)
     return state, {f"losses/{name}": value for name, value in metrics.items()} | more
 

@@ -22,6 +22,8 @@ def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | 
     state is what it was, in place: `jax.lax.cond` would copy each leaf, whichever branch is taken.
     """
     if isinstance(count, int):
+        if count == 1:
+            return step(state)
         return _scan(lambda state, _: step(state), state, None, count)
     step = jax.jit(step, inline=True)  # traced once, here and in the loop
     sums, as_metrics = ravel_pytree(_zeros(step, state))
@@ -59,13 +61,6 @@ def _scan(step: Callable, state: Any, inputs: Any, length: int | None):
 
     state, each = jax.lax.scan(packed, state, inputs, length)
     return state, as_metrics(jnp.sum(each, axis=0))
-
-
-def only_if_due(step: Callable[[Any], tuple[Any, Metrics]], state: Any, due: int | jax.Array):
-    """`step` once if `due`, 1 or 0; else the state as it is, and zeros for metrics."""
-    if isinstance(due, int):
-        return step(state) if due else (state, _zeros(step, state))
-    return repeat(step, state, due)
 
 
 def means(sums: Metrics, counts: dict[str, Any]) -> Metrics:

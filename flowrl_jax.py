@@ -384,8 +384,9 @@ def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args:
     def one(learner: LearnerState, given: tuple[Transition, UpdateNoise], due=None):
         return update(learner, *given, args, due)
 
-    one = loops.guarded(one, skip=args.on_nonfinite == "skip")
-    return loops.alternating(one, learner, (batches, noises))
+    skips = args.on_nonfinite == "skip"  # then which update is due depends on what was skipped
+    loop = loops.over if skips else loops.alternating
+    return loop(loops.guarded(one, skips), learner, (batches, noises))
 
 
 def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:

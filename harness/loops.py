@@ -4,7 +4,6 @@ A step is (state) -> (state, metrics), over inputs (state, input) -> (state, met
 scalars by name and add up: as one vector, so that a loop carries one buffer for all of them.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -115,8 +114,10 @@ def guarded(step: Callable[..., tuple[Any, Metrics]], skip: bool):
         bad = ~jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
         if skip:
             kept = (before, jax.tree.map(jnp.zeros_like, metrics))
-            keep = functools.partial(jnp.where, bad)
-            after, metrics = jax.tree.map(keep, kept, (after, metrics))
+            # By a loop of no round or one, which touches nothing where all is well. Of a `where` a
+            # leaf XLA makes as many programs as there are leaves, each with all of these checks.
+            number = bad.astype(jnp.int32)
+            after, metrics = jax.lax.fori_loop(0, number, lambda *_: kept, (after, metrics))
         return after, metrics | {"charts/nonfinite_losses": bad.astype(jnp.int32)}
 
     return guarded_step

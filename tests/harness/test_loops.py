@@ -144,3 +144,15 @@ def test_guarded(skip):
     else:
         assert math.isnan(state["w"])
         assert state["n"] == 5
+
+
+def test_dropping_a_step_is_no_choice_at_each_leaf():
+    """XLA makes a program of each choice, with all the checks in it: minutes of compiling."""
+
+    def step(state, given):
+        return jax.tree.map(lambda leaf: leaf * given, state), {"losses/x": given}
+
+    state = {str(k): jnp.ones(3) for k in range(50)}
+    text = jax.jit(loops.guarded(step, skip=True)).lower(state, 2.0).as_text()
+    assert text.count("stablehlo.is_finite") == 51
+    assert "stablehlo.select" not in text

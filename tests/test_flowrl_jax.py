@@ -18,6 +18,7 @@ import numpy as np
 import oracle
 import pytest
 from samples import OBS, A, B, directional, float64, make_batch, perturbed
+from small import init_learner, init_state
 
 import envs
 import flowrl_jax as flowrl
@@ -29,10 +30,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = dataclasses.replace(flowrl.Args(), hidden_size=32, batch_size=B, num_envs=4)
 
 
-# One program for each function and size, for all tests: op by op, and anew in each test, compiling
-# would take most of the time.
-init_learner = jax.jit(flowrl.init_learner, static_argnums=(1, 2, 3))
-init_state = jax.jit(flowrl.init_state, static_argnums=(0, 1))
+# One program for all tests: op by op, and anew in each, compiling would take most of the time.
 update = jax.jit(flowrl.update, static_argnums=3)
 policy_action = jax.jit(flowrl.policy_action, static_argnums=3)
 twin_q = jax.jit(flowrl.twin_q, static_argnums=3)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import init_learner
 from tensorboardX.proto import event_pb2
 
 import flowrl_jax as flowrl
@@ -767,7 +768,7 @@ def test_a_poisoned_batch_is_dropped_whole_or_counted():
     rewards = jnp.array([1.0, jnp.nan, jnp.nan, jnp.nan])
     fill = lambda x: jnp.broadcast_to(x, (4, *x.shape))  # noqa: E731
     batch = flowrl.Transition(fill(obs), fill(action), rewards, fill(obs), fill(no))
-    learner = flowrl.init_learner(jax.random.key(0), 3, 2, args)
+    learner = init_learner(jax.random.key(0), 3, 2, args)
 
     @jax.jit
     def learn(key, learner, ring):

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from small import init_state
 from test_adapters import Slider
 
 import adapters
@@ -49,7 +50,7 @@ def make_state(args):
     devices = parallel.Devices(args)
     make = functools.partial(make_env, args)
     env = devices.spread(make, args.num_envs, seed=args.seed)
-    return devices, env, devices.place(flowrl.init_state(env, args))
+    return devices, env, devices.place(init_state(env, args))
 
 
 def make_env(args, num_envs, seed):
@@ -176,7 +177,7 @@ def compiled(args):
     """The program, and a function that gives the state at step 0, which the program donates."""
     devices, env, state = make_state(args)
     chunk = compile_chunk(devices, env, state, args)
-    return chunk, lambda: devices.place(flowrl.init_state(env, args)), env
+    return chunk, lambda: devices.place(init_state(env, args)), env
 
 
 def train(args, num_chunks=3):

@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 import pytest
 import scipy.stats
+from small import init_learner
 
 import envs
 import flowrl_jax as flowrl
@@ -35,7 +36,7 @@ def saved_run(runs_dir: Path, **changes) -> Path:
     """A finished run folder with an untrained policy."""
     args = dataclasses.replace(flowrl.Args(), **(TINY | changes))
     config = dataclasses.asdict(args)
-    learner = flowrl.init_learner(jax.random.key(0), 5, 1, args)
+    learner = init_learner(jax.random.key(0), 5, 1, args)
     with runs.Run.create(runs_dir, args.env_id, "flowrl_jax", args.seed, config) as run:
         for name, content in flowrl.POLICY.export(learner, args).items():
             run.save_bytes(name, content)

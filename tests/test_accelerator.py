@@ -1,12 +1,17 @@
 """The programs that wait for an accelerator, on a CPU at toy sizes."""
 
 import csv
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.export
 import pytest
 
+import envs
+import flowrl_jax as flowrl
 from benchmarks import accelerator_program
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +43,45 @@ def test_launches_are_counted_by_nest():
     assert (program.path, program.kernels, program.copies) == ("0", 1, 1)
     assert (loop.path, loop.what, loop.times) == ("0.0", "jit(f)/while", "4")
     assert (loop.kernels, loop.copies) == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def pole():
+    """A small pole on `mjx`, its arguments and the shapes of its state."""
+    sizes = dict(num_envs=4, hidden_size=8, batch_size=8, updates_per_step=2, buffer_size=64)
+    args = flowrl.Args(env_id="cartpole-balance", log_interval=8, eval_episodes=2, **sizes)
+    env = envs.make(args.env_id, args.num_envs, "mjx")
+    return env, args, jax.eval_shape(functools.partial(flowrl.init_state, env, args))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_chunk_and_evaluation_can_be_lowered_for(platform, pole):
+    """What needs a device that is not here would say so. `native` calls the host: it needs one."""
+    env, args, state = pole
+    chunk = jax.jit(functools.partial(flowrl.train_chunk, env=env, args=args), donate_argnums=0)
+    evaluate = jax.jit(functools.partial(flowrl.POLICY.evaluate, env=env, args=args))
+    for program, given in ((chunk, (state,)), (evaluate, (state.learner, state.env, state.key))):
+        lowered = jax.export.export(program, platforms=[platform])(*given)
+        assert lowered.platforms == (platform,)
+        assert "callback" not in str(lowered.mlir_module())
+
+
+@pytest.mark.long
+def test_a_chunk_compiles_for_an_h200(pole):
+    """Whole, without a device: the state stays in place, and no update copies anything."""
+    for package in ("jax_cuda12_pjrt", "jax_cuda12_plugin"):
+        pytest.importorskip(package, reason=f"see {accelerator_program.__file__}")
+    env, args, state = pole
+    chunk = jax.jit(functools.partial(flowrl.train_chunk, env=env, args=args), donate_argnums=0)
+    compiled, _ = accelerator_program.compiled(chunk, (state,))
+    memory = compiled.memory_analysis()
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.learner))
+    assert memory.alias_size_in_bytes >= state_bytes
+    found = accelerator_program.nests(compiled.as_text())
+    updates = max((nest for nest in found if nest.times == "1"), key=lambda nest: nest.kernels)
+    step = found[1]
+    assert step.copies < 20
+    assert updates.kernels + updates.copies < 2 * 400
 
 
 @pytest.mark.slow

@@ -137,8 +137,8 @@ def load(name: str) -> Task:
     reach = name == "reach"
     observe = _observe_reach if reach else _observe
     loose = obstacles.loose  # they touch each other, the floor and the robot
-    reduced = "links collide as capsules and spheres, not meshes; on mjx only feet, hands "
-    reduced += f"and pelvis touch, at most {MJX_CONTACTS} contacts"
+    reduced = "links collide as capsules and spheres, not meshes; on mjx only feet, hands, "
+    reduced += f"hips and pelvis touch, at most {MJX_CONTACTS} contacts"
     return Task(
         domain="h1",
         name=name,

@@ -74,10 +74,9 @@ SHAPES: dict[str, Shapes] = {
 # fmt: on
 # Links that are no neighbours, and whose shapes overlap as the robot is built.
 OVERLAPS = (("pelvis", "hip_roll"),)
-# What touches on mjx: feet, hands and pelvis; nothing else of the robot.
-MJX_PARTS = ("{}_ankle_outer", "{}_ankle_inner", "{}_elbow_hand")
+# What touches on mjx: feet, hands, hips and pelvis; nothing else of the robot.
+MJX_PARTS = ("{}_ankle_outer", "{}_ankle_inner", "{}_elbow_hand", "{}_hip_yaw_1")
 MJX_ROBOT = (
     "pelvis_front",
-    "pelvis_back",
     *(part.format(side) for side in ("left", "right") for part in MJX_PARTS),
 )

@@ -1,7 +1,7 @@
 """What of the H1 collides: capsules and spheres in place of HumanoidBench's meshes.
 
 A mesh collides as its convex hull; the shapes were fitted to the hulls' surfaces (root mean square
-distance 3 to 8 mm, 25 mm at corners) and to their extents, which tests/test_h1.py has.
+distance 4 to 9 mm, up to 33 mm at corners) and to their extents, which tests/test_h1.py has.
 """
 
 # Of pairs the left one; the right is its mirror image. link -> suffix of the geom's name -> radius

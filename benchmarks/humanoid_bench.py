@@ -69,6 +69,7 @@ class Reference(base.Task):
             data.qpos[0] = self.random.uniform(0.2, 0.4)
             data.qpos[1] = self.random.uniform(-0.15, 0.15)
             mujoco.mju_euler2Quat(data.qpos[3:7], [0, 0, self.random.uniform(-1.8, 1.8)], "xyz")
+        mujoco.mj_normalizeQuat(model, data.qpos)  # as the forward pass of its version does
         if self.name == "reach":
             self.goal = self.random.uniform([-2, -2, 0.2], [2, 2, 2.0])
             model.body("target").pos = self.goal

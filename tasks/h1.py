@@ -3,7 +3,7 @@
 Source: Sferrazza et al., arXiv 2403.10506, and github.com/carlosferrazza/humanoid-bench (robot
 and most obstacles as of commit 44e2fc0, balance's board as of b917f7a, rewards 217b38f). Masses,
 inertias, axes, ranges and offsets are Unitree's. The links collide as the capsules and spheres of
-the table below, where HumanoidBench has meshes: no files, and every engine agrees on contacts.
+h1_body.py, where HumanoidBench has meshes: no files, and every engine agrees on contacts.
 Rewards and terminations are in h1_rewards.py, obstacles in h1_obstacles.py.
 """
 
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from tasks import h1_obstacles, h1_rewards
+from tasks import h1_body, h1_obstacles, h1_rewards
 from tasks.base import Physics, Task
 from tasks.models import add_frame_sensors
 
 TIMESTEP, SUBSTEPS, EPISODE_LENGTH = 0.002, 10, 1000  # s, physics steps, control steps
 CROWDED = (0.0, -2.0), (6.0, 2.0)  # m, x and y: where obstacles are dense
-NOISE = 0.01  # uniform, on every element of qpos at a reset, quaternions included
+NOISE = 0.01  # uniform, on every element of qpos at a reset; quaternions are normalised after it
 STAND = (0.0, 0.0, 0.98)  # m, the pelvis at a reset
 LEG_POSE = (0.0, 0.0, -0.4, 0.8, -0.4)  # rad, hip yaw, roll and pitch, knee, ankle at a reset
 DAMPING, ARMATURE = 1.0, 0.1  # of every joint, N m s/rad and kg m^2
@@ -47,10 +47,7 @@ class Link:
     com: tuple[float, ...]  # centre of mass
     axes: tuple[float, ...]  # principal axes of inertia, a quaternion
     inertia: tuple[float, ...]  # about them, kg m^2
-    # What collides: suffix of the geom's name -> radius (m) and place of a sphere (3 numbers) or of
-    # the two ends of a capsule (6).
-    shapes: dict[str, tuple[float, tuple[float, ...]]]
-    tilt: float = 0.0  # rad, of the frame about x
+    turn: tuple[float, float] = (1.0, 0.0)  # w and x of the frame's quaternion; about x only
 
 
 # Of pairs the left one; the right is its mirror image. Depth first, which is qpos's order.
@@ -58,54 +55,46 @@ class Link:
 LEG = {
     "hip_yaw": Link("pelvis", (0, 0.0875, -0.1742), ("hip", "z", -0.43, 0.43), 2.244,
         (-0.04923, 0.0001, 0.0072), (0.69699, 0.219193, 0.233287, 0.641667),
-        (0.00304494, 0.00296885, 0.00189201), {"": (0.055, (-0.067, 0, 0))}),
+        (0.00304494, 0.00296885, 0.00189201)),
     "hip_roll": Link("hip_yaw", (0.039468, 0, 0), ("hip", "x", -0.43, 0.43), 2.232,
         (-0.0058, -0.00319, -9e-05), (0.0438242, 0.70721, -0.0729075, 0.701867),
-        (0.00243264, 0.00225325, 0.00205492), {"": (0.05, (0, -0.03, 0, 0, 0.02, 0))}),
+        (0.00243264, 0.00225325, 0.00205492)),
     "hip_pitch": Link("hip_roll", (0, 0.11536, 0), ("hip", "y", -3.14, 2.53), 4.152,
         (0.00746, -0.02346, -0.08193), (0.979828, 0.0513522, -0.0169854, -0.192382),
-        (0.0829503, 0.0821457, 0.00510909), {"": (0.05, (0, 0, 0, 0, 0, -0.37))}),
+        (0.0829503, 0.0821457, 0.00510909)),
     "knee": Link("hip_pitch", (0, 0, -0.4), ("knee", "y", -0.26, 2.05), 1.721,
         (-0.00136, -0.00512, -0.1384), (0.626132, -0.034227, -0.0416277, 0.777852),
-        (0.0125237, 0.0123104, 0.0019428), {"": (0.04, (0, 0, 0, 0, 0, -0.36))}),
+        (0.0125237, 0.0123104, 0.0019428)),
     "ankle": Link("knee", (0, 0, -0.4), ("ankle", "y", -0.87, 0.52), 0.552448,
         (0.048568, 0, -0.045609), (0.489385, 0.510394, 0.510394, 0.489385),
-        (0.00362, 0.00355701, 0.000149987),
-        # Two, to stand flat; of the length, 0.28 m, that a bar of this inertia has.
-        {"_outer": (0.02, (-0.07, 0.025, -0.05, 0.17, 0.025, -0.05)),
-         "_inner": (0.02, (-0.07, -0.025, -0.05, 0.17, -0.025, -0.05))}),
+        (0.00362, 0.00355701, 0.000149987)),
 }
 TORSO = {
     "torso": Link("pelvis", (0, 0, 0), ("torso", "z", -2.35, 2.35), 17.789,
         (0.000489, 0.002797, 0.20484), (0.999989, -0.00130808, -0.00282289, -0.00349105),
-        (0.487315, 0.409628, 0.127837),
-        {"_left": (0.085, (0, 0.055, 0.12, 0, 0.06, 0.38)),
-         "_right": (0.085, (0, -0.055, 0.12, 0, -0.06, 0.38)),
-         "_head": (0.07, (0.03, 0, 0.56, 0.03, 0, 0.66))}),
+        (0.487315, 0.409628, 0.127837)),
 }
 ARM = {
     "shoulder_pitch": Link("torso", (0.0055, 0.15535, 0.42999), ("shoulder", "y", -2.87, 2.87),
         1.033, (0.005045, 0.053657, -0.015715), (0.814858, 0.579236, -0.0201072, -0.00936488),
-        (0.00129936, 0.000987113, 0.000858198), {"": (0.045, (0, 0.05, -0.015))},
-        tilt=0.4363),
+        (0.00129936, 0.000987113, 0.000858198),
+        turn=(0.976296, 0.216438)),
     "shoulder_roll": Link("shoulder_pitch", (-0.0055, 0.0565, -0.0165),
         ("shoulder", "x", -0.34, 3.11),
         0.793, (0.000679, 0.00115, -0.094076), (0.732491, 0.00917179, 0.0766656, 0.676384),
-        (0.00170388, 0.00158256, 0.00100336), {"": (0.04, (0, 0, 0, 0, 0, -0.09))},
-        tilt=-0.4363),
+        (0.00170388, 0.00158256, 0.00100336),
+        turn=(0.976296, -0.216438)),
     "shoulder_yaw": Link("shoulder_roll", (0, 0, -0.1343), ("arm", "z", -1.3, 4.45), 0.839,
         (0.01365, 0.002767, -0.16266), (0.703042, -0.0331229, -0.0473362, 0.708798),
-        (0.00408038, 0.00370367, 0.000622687), {"": (0.04, (0, 0, 0, 0.01, 0, -0.19))}),
+        (0.00408038, 0.00370367, 0.000622687)),
     "elbow": Link("shoulder_yaw", (0.0185, 0, -0.198), ("arm", "y", -1.25, 2.61), 0.669,
         (0.15908, -0.000144, -0.015776), (0.0765232, 0.720327, 0.0853116, 0.684102),
-        (0.00601829, 0.00600579, 0.000408305),
-        {"": (0.03, (0, 0, 0, 0.26, 0, -0.01)), "_hand": (0.035, (0.29, 0, -0.01))}),
+        (0.00601829, 0.00600579, 0.000408305)),
 }
 # fmt: on
 PELVIS_MASS, PELVIS_COM = 5.39, (-0.0002, 4e-05, -0.04522)
 PELVIS_AXES = (0.498303, 0.499454, -0.500496, 0.501741)
 PELVIS_INERTIA = (0.0490211, 0.0445821, 0.00824619)
-PELVIS_SHAPE = (0.07, (0, -0.05, -0.08, 0, 0.05, -0.08))
 # site -> its link and place: the head's height is the reward's, eyes and hands are no links
 SITES = {
     "head": ("torso", (0, 0, 0.7)),
@@ -114,12 +103,6 @@ SITES = {
     "right_foot": ("right_ankle", (0, 0, -0.05)),
     "left_hand": ("left_elbow", (0.31, 0, -0.01)),
 }
-# Links that are no neighbours, and whose shapes overlap as the robot is built.
-OVERLAPS = (("pelvis", "hip_roll"), ("hip_yaw", "hip_pitch"), ("torso", "shoulder_roll"))
-OVERLAPS += (("shoulder_pitch", "shoulder_yaw"),)
-# What touches on mjx: feet, hands and pelvis; nothing else of the robot.
-MJX_PARTS = ("{}_ankle_outer", "{}_ankle_inner", "{}_elbow_hand")
-MJX_ROBOT = ("pelvis", *(part.format(side) for side in ("left", "right") for part in MJX_PARTS))
 MJX_CONTACTS = 32  # the deepest that are kept
 CAMERA = (2.3, -2.9, 0.7)  # m, from the pelvis
 DARK, LIGHT = (0.13, 0.13, 0.14, 1), (0.75, 0.76, 0.78, 1)
@@ -154,8 +137,8 @@ def load(name: str) -> Task:
     reach = name == "reach"
     observe = _observe_reach if reach else _observe
     loose = obstacles.loose  # they touch each other, the floor and the robot
-    reduced = "links collide as capsules and spheres, not meshes; on mjx only feet, hands "
-    reduced += f"and pelvis touch, at most {MJX_CONTACTS} contacts"
+    reduced = "links collide as capsules and spheres, not meshes; on mjx only feet, hands, "
+    reduced += f"hips and pelvis touch, at most {MJX_CONTACTS} contacts"
     return Task(
         domain="h1",
         name=name,
@@ -165,7 +148,7 @@ def load(name: str) -> Task:
         terminated=rules.terminated,
         episode={"body_pos": ("target",)} if reach else {},
         differences=reduced,
-        mjx_floor=(*MJX_ROBOT, *loose),
+        mjx_floor=(*h1_body.MJX_ROBOT, *loose),
         mjx_obstacles=("floor", *obstacles.fixed, *loose),
         memory=rules.memory,
         remember=rules.remember,
@@ -206,6 +189,11 @@ class Starts:
         if self._name == "reach":
             low, high = h1_rewards.REACH_LOW, h1_rewards.REACH_HIGH
             episode["body_pos"] = random.uniform(low, high, (count, 1, 3))
+        for joint in np.flatnonzero(self._model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
+            # HumanoidBench's MuJoCo does so in the forward pass that follows its reset.
+            first = self._model.jnt_qposadr[joint] + 3
+            quaternion = qpos[:, first : first + 4]
+            quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
         speeds = np.zeros((count, self._model.nv))
         return {"qpos": qpos, "qvel": speeds, "act": np.zeros((count, 0))}, episode
 
@@ -258,7 +246,7 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
     pelvis = spec.worldbody.add_body(name="pelvis", pos=STAND)
     pelvis.add_freejoint(name="root")
     _set_inertia(pelvis, PELVIS_MASS, PELVIS_COM, PELVIS_AXES, PELVIS_INERTIA)
-    _add_shape(pelvis, "pelvis", PELVIS_SHAPE, 1)
+    _add_shapes(pelvis, "pelvis", "", 1)
     camera = pelvis.add_camera(name="side", pos=CAMERA, quat=_look(CAMERA, (0.2, 0, -0.15)))
     camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
     for table, sides in ((LEG, ("left", "right")), (TORSO, ("",)), (ARM, ("left", "right"))):
@@ -267,7 +255,7 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
                 _add_link(spec, name, link, side)
     for name, (link, place) in SITES.items():
         spec.body(link).add_site(name=name, pos=place)
-    for pair in OVERLAPS:
+    for pair in h1_body.OVERLAPS:
         for side in ("left", "right"):
             names = [n if n in ("pelvis", "torso") else f"{side}_{n}" for n in pair]
             spec.add_exclude(bodyname1=names[0], bodyname2=names[1])
@@ -289,7 +277,7 @@ def _add_link(spec: mujoco.MjSpec, name: str, link: Link, side: str) -> None:
     sign = -1 if side == "right" else 1
     prefix = f"{side}_" if side else ""
     parent = link.parent if link.parent in ("pelvis", "torso") else prefix + link.parent
-    turn = (np.cos(link.tilt / 2), sign * np.sin(link.tilt / 2), 0, 0)
+    turn = (link.turn[0], sign * link.turn[1], 0, 0)
     body = spec.body(parent).add_body(name=prefix + name, pos=_mirror(link.offset, sign), quat=turn)
     w, x, y, z = link.axes
     axes = (w, sign * x, y, sign * z)
@@ -304,20 +292,19 @@ def _add_link(spec: mujoco.MjSpec, name: str, link: Link, side: str) -> None:
     actuator.trntype = mujoco.mjtTrn.mjTRN_JOINT
     actuator.set_to_position(kp=stiffness, kv=damping)
     actuator.ctrlrange, actuator.forcerange = limits, (-force, force)
-    for suffix, shape in link.shapes.items():
-        _add_shape(body, prefix + name + suffix, shape, sign)
+    _add_shapes(body, name, prefix, sign)
 
 
-def _add_shape(body, name: str, shape: tuple[float, tuple[float, ...]], sign: int) -> None:
-    radius, place = shape
-    light = "torso" in name or name.endswith(("hand", "knee"))
-    look = LIGHT if light and not name.endswith("head") else DARK
-    if len(place) == 3:
-        place, kind = {"pos": _mirror(place, sign)}, mujoco.mjtGeom.mjGEOM_SPHERE
-    else:
-        ends = (*_mirror(place[:3], sign), *_mirror(place[3:], sign))
-        place, kind = {"fromto": ends}, mujoco.mjtGeom.mjGEOM_CAPSULE
-    body.add_geom(name=name, type=kind, size=(radius, 0, 0), rgba=look, **place)
+def _add_shapes(body, link: str, prefix: str, sign: int) -> None:
+    look = LIGHT if link in ("torso", "knee", "elbow") else DARK
+    for suffix, (radius, place) in h1_body.SHAPES[link].items():
+        if len(place) == 3:
+            where, kind = {"pos": _mirror(place, sign)}, mujoco.mjtGeom.mjGEOM_SPHERE
+        else:
+            ends = (*_mirror(place[:3], sign), *_mirror(place[3:], sign))
+            where, kind = {"fromto": ends}, mujoco.mjtGeom.mjGEOM_CAPSULE
+        name = prefix + link + suffix
+        body.add_geom(name=name, type=kind, size=(radius, 0, 0), rgba=look, **where)
 
 
 def _mirror(place: tuple[float, ...], sign: int) -> tuple[float, float, float]:

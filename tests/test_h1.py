@@ -14,13 +14,14 @@ from chosen import H1_TASKS, fast_are
 import envs
 import flowrl_jax as flowrl
 import vector_env
-from benchmarks import parity
+from benchmarks import h1_random_play, parity
 from tasks import h1, h1_obstacles
 from tasks.base import Physics
 
 NAMES = tuple(h1.TASKS)
 STANDING = np.array([*h1.STAND, 1, 0, 0, 0, *h1.LEG_POSE, *h1.LEG_POSE, *[0] * 9])
 N = 4
+SIDES = ("left", "right")
 
 
 def physics_at(name: str, qpos=STANDING, velocity=(0, 0, 0), force=0.0, **episode) -> Physics:
@@ -111,6 +112,136 @@ def test_robot_touches_only_the_floor_where_it_starts():
     soles = [f"{side}_ankle_{edge}" for side in ("left", "right") for edge in ("inner", "outer")]
     assert touching == {frozenset(("floor", sole)) for sole in soles}
     assert data.ncon == 8, "both feet flat"
+
+
+# Of HumanoidBench's own model: lowest and highest x, y and z (m) of each link's collision shape
+# from the link's origin, at the keyframe, in the world's axes; None where it was not read off.
+EXTENTS = {
+    "pelvis": ((-0.069, 0.069), (-0.153, 0.153), (-0.085, 0.008)),
+    "left_hip_yaw": ((-0.102, -0.032), (-0.06, 0.06), (-0.06, 0.06)),
+    "left_hip_roll": ((-0.068, 0.061), (-0.06, 0.06), (-0.064, 0.064)),
+    "left_hip_pitch": ((-0.061, 0.216), (-0.094, 0.03), (-0.406, 0.061)),
+    "left_knee": ((-0.171, 0.047), (-0.048, 0.035), (-0.398, 0.037)),
+    "left_ankle": ((-0.1, 0.2), (-0.015, 0.015), (-0.07, 0.011)),
+    "torso": ((-0.073, 0.125), (-0.172, 0.172), (0, 0.754)),
+    "left_shoulder_pitch": (None, (-0.015, 0.107), None),
+    "left_shoulder_roll": (None, None, (-0.14, 0.034)),
+    "left_shoulder_yaw": (None, None, (-0.246, 0)),
+    "left_elbow": ((-0.04, 0.316), None, None),
+}
+
+
+def extents(model: mujoco.MjModel, data: mujoco.MjData, link: str) -> np.ndarray:
+    """Lowest and highest coordinates of a link's capsules and spheres from its origin. (3, 2)"""
+    body, ends = model.body(link), []
+    for geom in range(body.geomadr[0], body.geomadr[0] + body.geomnum[0]):
+        kind = mujoco.mjtGeom(model.geom_type[geom])
+        assert kind in (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE)
+        radius, half_length, _ = model.geom_size[geom]
+        reach = radius + half_length * np.abs(data.geom_xmat[geom].reshape(3, 3)[:, 2])
+        centre = data.geom_xpos[geom] - data.xpos[body.id]
+        ends.append((centre - reach, centre + reach))
+    low, high = np.array(ends).transpose(1, 0, 2)
+    return np.stack([low.min(axis=0), high.max(axis=0)], axis=1)
+
+
+@pytest.mark.parametrize("link", EXTENTS)
+def test_links_reach_as_far_as_the_benchmarks_meshes(link):
+    """Within 1 cm; the right side is the left's mirror image."""
+    model = envs.load_task("h1-stand").model
+    data = mujoco.MjData(model)
+    mujoco.mj_resetDataKeyframe(model, data, 0)
+    mujoco.mj_forward(model, data)
+    ours = extents(model, data, link)
+    for axis, published in enumerate(EXTENTS[link]):
+        if published is not None:
+            np.testing.assert_allclose(ours[axis], published, atol=0.01, err_msg="xyz"[axis])
+    mirrored = ours * [[1], [-1], [1]]
+    mirrored[1] = mirrored[1, ::-1]
+    right = extents(model, data, link.replace("left", "right"))
+    np.testing.assert_allclose(right, mirrored, atol=1e-9)
+
+
+def test_pelvis_sits_as_high_as_the_benchmarks():
+    model = envs.load_task("h1-sit_simple").model
+    data = mujoco.MjData(model)
+    mujoco.mj_resetDataKeyframe(model, data, 0)
+    mujoco.mj_forward(model, data)
+    assert extents(model, data, "pelvis")[2, 0] == pytest.approx(-0.085, abs=1e-3)
+    for x in (-0.25, -0.2, -0.15):
+        assert h1_random_play.seated_height(x) == pytest.approx(0.714, abs=0.006)
+
+
+def test_soles_touch_on_what_the_benchmarks_touch():
+    """0.289 x 0.024 m there."""
+    model = envs.load_task("h1-stand").model
+    data = mujoco.MjData(model)
+    mujoco.mj_resetDataKeyframe(model, data, 0)
+    mujoco.mj_forward(model, data)
+    links = model.geom_bodyid[data.contact.geom].max(axis=1)
+    for side in ("left", "right"):
+        length, width, _ = np.ptp(data.contact.pos[links == model.body(f"{side}_ankle").id], axis=0)
+        assert 0.27 < length < 0.31
+        assert 0.018 < width < 0.030
+    assert np.ptp(data.contact.dist) < 1e-4, "flat"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_thigh_stops_at_the_hips_housing(side):
+    """There it touches from 0.37 rad on, and is stopped at 0.42 to 0.46 of the 2.53 asked for."""
+    assert 0.36 < h1_random_play.hip_stop(side) < 0.52
+    model = envs.load_task("h1-stand").model
+    data = mujoco.MjData(model)
+    pair, touches = (f"{side}_hip_yaw", f"{side}_hip_pitch"), {}
+    for angle in (-3.0, -1.5, 0.0, 0.34, 0.40, 0.45):
+        mujoco.mj_resetDataKeyframe(model, data, 0)
+        data.joint(f"{side}_hip_pitch").qpos = angle
+        mujoco.mj_forward(model, data)
+        touches[angle] = pair in h1_random_play.touching_links(model, data)
+    assert touches == {angle: angle > 0.36 for angle in touches}
+
+
+def test_of_the_robot_only_pelvis_and_hip_roll_are_kept_from_touching():
+    """They overlap as the robot is built, also in the benchmark's model; neighbours never touch."""
+    model = envs.load_task("h1-stand").model
+    excluded = {
+        frozenset(model.body(body).name for body in (pair >> 16, pair & 0xFFFF))
+        for pair in model.exclude_signature
+    }
+    assert excluded == {frozenset(("pelvis", f"{side}_hip_roll")) for side in ("left", "right")}
+
+
+def test_links_touch_each_other_in_random_play_as_often_as_the_benchmarks():
+    """There thigh and hip-yaw housing in 240 to 383 of 3,000 steps, the hip rolls in at most 2."""
+    runs = [h1_random_play.touching(seed=seed) for seed in range(2)]
+    counts = [run[f"{side}_hip_yaw", f"{side}_hip_pitch"] for run in runs for side in SIDES]
+    assert 240 <= np.mean(counts) <= 383
+    assert 150 <= min(counts) <= max(counts) <= 480
+    for run in runs:
+        assert run["left_hip_roll", "right_hip_roll"] <= 2
+        assert sum(run.values()) < 1500, run  # no pair that touches nearly always
+
+
+def test_shoulders_are_turned_as_in_the_benchmark():
+    """By its quaternion, which is not 0.4363 rad exactly."""
+    model = envs.load_task("h1-stand").model
+    for side, sign in (("left", 1), ("right", -1)):
+        for link, way in (("shoulder_pitch", 1), ("shoulder_roll", -1)):
+            turn = np.array((0.976296, sign * way * 0.216438, 0, 0))
+            turn /= np.linalg.norm(turn)
+            np.testing.assert_allclose(model.body(f"{side}_{link}").quat, turn, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "first"), [("stand", (3,)), ("balance_hard", (3, 29, 36))])
+def test_quaternions_of_a_reset_are_normalised(name, first):
+    """HumanoidBench observes them so; with noise on each element they are not of length 1."""
+    states, _ = envs.load_task(f"h1-{name}").starts(3).draw(0, 200)
+    obs = envs.make(f"h1-{name}", N, "native").reset(jax.random.key(0)).obs
+    for qpos in (states["qpos"], np.asarray(obs)):
+        for start in first:
+            norms = np.linalg.norm(qpos[:, start : start + 4], axis=1)
+            np.testing.assert_allclose(norms, 1, atol=1e-6)
+            assert np.ptp(qpos[:, start + 1]) > 0.005
 
 
 # What the benchmark's files say: name, centre, half sizes (a capsule: radius, half length), in m.
@@ -366,9 +497,11 @@ def test_native_equals_the_reference(name):
     assert result.highest_reward > 0.01
 
 
-def agrees(name: str, engine: str, tolerance: float) -> None:
-    result, _ = parity.measure(f"h1-{name}", engine, steps=20, timed=False)
-    assert result.max_rel_obs < tolerance
+def agrees(name: str, engine: str, tolerance: float, worst: float | None = None) -> None:
+    """To `tolerance` in 20 states; given `worst`, to that in one of them."""
+    result, by_state = parity.measure(f"h1-{name}", engine, steps=20, timed=False)
+    assert result.max_rel_obs < (worst or tolerance)
+    assert np.sort(by_state)[-2] < tolerance
     assert result.max_abs_reward < 1e-5
     assert result.ends_that_differ == 0
 
@@ -384,7 +517,9 @@ def test_warp_agrees_with_the_reference(name):
 
 @pytest.mark.long
 def test_mjx_agrees_with_the_reference():
-    agrees("walk", "mjx", 5e-5)
+    # Of 20 states one has a whole sole 2 cm deep in the floor: its two edges, 24 mm apart, are
+    # nearly one constraint twice, which float32 solves to 1.2e-4. The next is at 1.1e-5.
+    agrees("walk", "mjx", 5e-5, worst=3e-4)
 
 
 def test_the_comparison_sees_touches_and_ends():
@@ -445,7 +580,10 @@ def test_buffers_are_measured_among_the_obstacles():
 
 
 def test_resets_are_humanoid_benchs():
-    """Uniform noise on every element of qpos; sit_hard and reach draw more."""
+    """Uniform noise on every element of qpos, quaternions normalised; sit_hard and reach draw more.
+
+    A quaternion's first element is near 1 after that, and the others still as drawn to 1%.
+    """
 
     def drawn(name: str):
         return envs.load_task(f"h1-{name}").starts(3).draw(0, 2000)
@@ -457,8 +595,14 @@ def test_resets_are_humanoid_benchs():
     start = envs.load_task("h1-balance_hard").model.key("start").qpos
     np.testing.assert_allclose(start[:3], (-0.1, 0, 1.38))
     np.testing.assert_allclose(start[26:29], (0, 0, 0.37))
-    for noise in (states["qpos"] - start).T:
-        assert uniform(noise, -0.01, 0.01) > 1e-5
+    lengths = np.flatnonzero(start == 1)  # of the quaternions, which are upright
+    np.testing.assert_array_equal(lengths, (3, 29, 36))
+    noises = states["qpos"] - start
+    for i in set(range(len(start))) - set(lengths):
+        assert uniform(noises[:, i], -0.01, 0.01) > 1e-5
+    for i in lengths:
+        whole = np.linalg.norm(states["qpos"][:, i : i + 4], axis=1)
+        np.testing.assert_allclose(whole, 1, atol=1e-12)
     assert not states["qvel"].any()
     states, _ = drawn("sit_hard")
     qpos = states["qpos"]

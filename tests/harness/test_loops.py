@@ -73,6 +73,16 @@ def test_repeat_decides_nothing_and_copies_nothing():
     assert memory.temp_size_in_bytes < state["x"].nbytes
 
 
+@pytest.mark.parametrize("condition", [False, True])
+def test_when_is_what_is_drawn_or_zeros(condition):
+    draw = lambda: {"a": jnp.arange(1, 4), "b": (jnp.ones((2, 1)), jnp.asarray(True))}  # noqa: E731
+    found = jax.jit(lambda condition: loops.when(condition, draw))(condition)
+    expected = draw() if condition else jax.tree.map(jnp.zeros_like, draw())
+    for ours, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert ours.dtype == other.dtype
+        np.testing.assert_array_equal(ours, other)
+
+
 INPUTS = {"a": jnp.arange(1.0, 7.0), "b": jnp.arange(12.0).reshape(6, 2)}
 
 

@@ -12,8 +12,8 @@ Paper: Lv et al., arXiv 2506.12811 (https://arxiv.org/abs/2506.12811). Unofficia
                 V    <- V    - grad expectile loss of min Qbar_beta(s, a) - V_beta(s)          (4)
                 on every second update:
                 w     = clip(lambda exp(u - mean u)),  u = relu(Q_beta(s, a) - Q_phi(s, a_pi)) (5)
-                theta <- theta - grad mean(-Q_phi(s, a_pi) + w |v_theta(s, x_t, t) - (a - x_0)|^2)
-                targets <- (1 - target_tau) targets + target_tau online                        (6)
+                theta <- theta - grad mean(w |v_theta(s, x_t, t) - (a-x_0)|^2 - Q_phi(s, a_pi)) (6)
+                targets <- (1 - target_tau) targets + target_tau online
 """
 
 import dataclasses

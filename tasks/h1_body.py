@@ -1,82 +1,89 @@
-"""What of the H1 collides: capsules and spheres in place of HumanoidBench's meshes.
+"""The H1's body as tables: links, the hinges that they hang on, and servos.
 
-A mesh collides as its convex hull; the shapes were fitted to the hulls' surfaces (root mean square
-distance 4 to 9 mm, up to 33 mm at corners) and to their extents, which tests/test_h1.py has.
+Masses, inertias, axes, ranges and offsets are Unitree's, as HumanoidBench has them.
 """
 
-# Of pairs the left one; the right is its mirror image. link -> suffix of the geom's name -> radius
-# (m) and place of a sphere (3 numbers) or of the two ends of a capsule (6), in the link's frame.
-Shapes = dict[str, tuple[float, tuple[float, ...]]]
+import dataclasses
+
+STAND = (0.0, 0.0, 0.98)  # m, the pelvis at a reset
+LEG_POSE = (0.0, 0.0, -0.4, 0.8, -0.4)  # rad, hip yaw, roll and pitch, knee, ankle at a reset
+DAMPING, ARMATURE = 1.0, 0.1  # of every joint, N m s/rad and kg m^2
+
+# position actuators: stiffness kp (N m/rad), damping kv (N m s/rad), largest force (N m)
+SERVOS = {
+    "hip": (200, 5, 200),
+    "knee": (300, 6, 300),
+    "ankle": (40, 2, 40),
+    "torso": (300, 6, 200),
+    "shoulder": (100, 2, 40),
+    "arm": (100, 2, 18),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A link of the robot and the hinge that it hangs on; lengths in m, in the link's own frame."""
+
+    parent: str
+    offset: tuple[float, ...]  # of the link's frame, in the parent's
+    joint: tuple[str, str, float, float]  # servo, axis, lowest and highest angle (rad)
+    mass: float  # kg
+    com: tuple[float, ...]  # centre of mass
+    axes: tuple[float, ...]  # principal axes of inertia, a quaternion
+    inertia: tuple[float, ...]  # about them, kg m^2
+    turn: tuple[float, float] = (1.0, 0.0)  # w and x of the frame's quaternion; about x only
+
+
+# Of pairs the left one; the right is its mirror image. Depth first, which is qpos's order.
 # fmt: off
-SHAPES: dict[str, Shapes] = {
-    "pelvis": {
-        "_front": (0.044, (0.025, -0.107, -0.041, 0.025, 0.107, -0.041)),
-        "_back": (0.044, (-0.025, -0.107, -0.041, -0.025, 0.107, -0.041)),
-        "_edge": (0.0145, (0.0535, -0.118, -0.0695, 0.0535, 0.118, -0.0695)),
-    },
-    "hip_yaw": {  # a disc of radius 0.06 across x, and where its rims meet thigh and other hip
-        "_0": (0.035, (-0.065, -0.027, 0.004, -0.07, 0.028, -0.006)),
-        "_1": (0.036, (-0.067, -0.013, -0.023, -0.067, 0.017, 0.02)),
-        "_2": (0.035, (-0.065, -0.011, 0.026, -0.07, 0.012, -0.026)),
-        "_front": (0.0145, (-0.0445, 0.015, -0.047, -0.0445, 0.035, -0.035)),
-        "_back": (0.016, (-0.087, -0.0455, 0.014, -0.087, -0.0455, -0.011)),
-    },
-    "hip_roll": {
-        "_0": (0.05, (-0.005, -0.01, 0.014, -0.023, -0.007, -0.014)),
-        "_1": (0.044, (-0.03, 0.008, 0.009, 0.016, -0.014, -0.006)),
-    },
-    "hip_pitch": {  # the thigh; two corners of its motor's housing meet hip_yaw's and pelvis's
-        "_motor": (0.042, (-0.015, -0.053, 0.011, -0.01, -0.046, -0.087)),
-        "_upper": (0.054, (0.003, -0.016, 0.013, 0.007, -0.023, -0.184)),
-        "_lower": (0.041, (0.018, -0.051, 0.008, 0.024, -0.002, -0.409)),
-        "_front": (0.019, (0.039, -0.068, -0.087, 0.036, -0.062, -0.094)),
-        "_back": (0.013, (-0.036, -0.07, -0.092, -0.0395, -0.0755, -0.0715)),
-    },
-    "knee": {  # the shin
-        "_calf": (0.041, (-0.005, -0.004, -0.232, -0.015, -0.007, -0.096)),
-        "_front": (0.038, (0.013, -0.001, -0.385, 0.013, -0.006, -0.065)),
-        "_back": (0.027, (-0.029, -0.006, -0.107, 0.02, 0, 0.018)),
-    },
-    "ankle": {  # the foot, a bar; the first two are its sole, flat on 0.289 x 0.024 m
-        "_outer": (0.0055, (-0.0945, 0.012, -0.0645, 0.1945, 0.012, -0.0645)),
-        "_inner": (0.0055, (-0.0945, -0.012, -0.0645, 0.1945, -0.012, -0.0645)),
-        "_toe": (0.015, (0, 0, -0.004, 0.183, 0, -0.052)),
-        "_heel": (0.015, (0, 0, -0.004, -0.083, 0, -0.052)),
-    },
-    "torso": {
-        "_left": (0.078, (0.002, 0.04, 0.076, 0.006, 0.093, 0.409)),
-        "_right": (0.078, (0.002, -0.04, 0.076, 0.006, -0.093, 0.409)),
-        "_left_shoulder": (0.084, (0.032, 0.02, 0.58, 0.01, 0.069, 0.452)),
-        "_right_shoulder": (0.084, (0.032, -0.02, 0.58, 0.01, -0.069, 0.452)),
-        "_left_neck": (0.082, (0.007, 0.048, 0.249, 0.043, 0, 0.672)),
-        "_right_neck": (0.082, (0.007, -0.048, 0.249, 0.043, 0, 0.672)),
-        "_face": (0.016, (0.108, -0.033, 0.69, 0.108, 0.033, 0.69)),
-    },
-    "shoulder_pitch": {
-        "_inner": (0.035, (-0.005, 0.046, -0.03, -0.003, 0.032, 0.003)),
-        "_outer": (0.036, (-0.004, 0.069, -0.005, -0.005, 0.07, -0.025)),
-    },
-    "shoulder_roll": {
-        "_0": (0.032, (0.017, 0.007, -0.054, -0.013, -0.013, -0.107)),
-        "_1": (0.034, (0.013, 0.011, -0.102, -0.008, 0.013, -0.103)),
-        "_2": (0.023, (0.033, 0, 0.004, 0.003, -0.028, -0.115)),
-        "_inner": (0.028, (0.013, -0.014, -0.059)),
-    },
-    "shoulder_yaw": {
-        "_front": (0.026, (0.042, 0, -0.202, 0.015, 0, -0.025)),
-        "_back": (0.029, (0.001, 0.002, -0.215, -0.002, -0.002, -0.028)),
-    },
-    "elbow": {
-        "": (0.037, (-0.003, 0.001, 0, 0.137, 0.001, -0.01)),
-        "_hand": (0.035, (0.137, 0, -0.01, 0.28, 0.001, -0.019)),
-    },
+LEG = {
+    "hip_yaw": Link("pelvis", (0, 0.0875, -0.1742), ("hip", "z", -0.43, 0.43), 2.244,
+        (-0.04923, 0.0001, 0.0072), (0.69699, 0.219193, 0.233287, 0.641667),
+        (0.00304494, 0.00296885, 0.00189201)),
+    "hip_roll": Link("hip_yaw", (0.039468, 0, 0), ("hip", "x", -0.43, 0.43), 2.232,
+        (-0.0058, -0.00319, -9e-05), (0.0438242, 0.70721, -0.0729075, 0.701867),
+        (0.00243264, 0.00225325, 0.00205492)),
+    "hip_pitch": Link("hip_roll", (0, 0.11536, 0), ("hip", "y", -3.14, 2.53), 4.152,
+        (0.00746, -0.02346, -0.08193), (0.979828, 0.0513522, -0.0169854, -0.192382),
+        (0.0829503, 0.0821457, 0.00510909)),
+    "knee": Link("hip_pitch", (0, 0, -0.4), ("knee", "y", -0.26, 2.05), 1.721,
+        (-0.00136, -0.00512, -0.1384), (0.626132, -0.034227, -0.0416277, 0.777852),
+        (0.0125237, 0.0123104, 0.0019428)),
+    "ankle": Link("knee", (0, 0, -0.4), ("ankle", "y", -0.87, 0.52), 0.552448,
+        (0.048568, 0, -0.045609), (0.489385, 0.510394, 0.510394, 0.489385),
+        (0.00362, 0.00355701, 0.000149987)),
+}
+TORSO = {
+    "torso": Link("pelvis", (0, 0, 0), ("torso", "z", -2.35, 2.35), 17.789,
+        (0.000489, 0.002797, 0.20484), (0.999989, -0.00130808, -0.00282289, -0.00349105),
+        (0.487315, 0.409628, 0.127837)),
+}
+ARM = {
+    "shoulder_pitch": Link("torso", (0.0055, 0.15535, 0.42999), ("shoulder", "y", -2.87, 2.87),
+        1.033, (0.005045, 0.053657, -0.015715), (0.814858, 0.579236, -0.0201072, -0.00936488),
+        (0.00129936, 0.000987113, 0.000858198),
+        turn=(0.976296, 0.216438)),
+    "shoulder_roll": Link("shoulder_pitch", (-0.0055, 0.0565, -0.0165),
+        ("shoulder", "x", -0.34, 3.11),
+        0.793, (0.000679, 0.00115, -0.094076), (0.732491, 0.00917179, 0.0766656, 0.676384),
+        (0.00170388, 0.00158256, 0.00100336),
+        turn=(0.976296, -0.216438)),
+    "shoulder_yaw": Link("shoulder_roll", (0, 0, -0.1343), ("arm", "z", -1.3, 4.45), 0.839,
+        (0.01365, 0.002767, -0.16266), (0.703042, -0.0331229, -0.0473362, 0.708798),
+        (0.00408038, 0.00370367, 0.000622687)),
+    "elbow": Link("shoulder_yaw", (0.0185, 0, -0.198), ("arm", "y", -1.25, 2.61), 0.669,
+        (0.15908, -0.000144, -0.015776), (0.0765232, 0.720327, 0.0853116, 0.684102),
+        (0.00601829, 0.00600579, 0.000408305)),
 }
 # fmt: on
-# Links that are no neighbours, and whose shapes overlap as the robot is built.
-OVERLAPS = (("pelvis", "hip_roll"),)
-# What touches on mjx: feet, hands, hips and pelvis; nothing else of the robot.
-MJX_PARTS = ("{}_ankle_outer", "{}_ankle_inner", "{}_elbow_hand", "{}_hip_yaw_1")
-MJX_ROBOT = (
-    "pelvis_front",
-    *(part.format(side) for side in ("left", "right") for part in MJX_PARTS),
-)
+PELVIS_MASS, PELVIS_COM = 5.39, (-0.0002, 4e-05, -0.04522)
+PELVIS_AXES = (0.498303, 0.499454, -0.500496, 0.501741)
+PELVIS_INERTIA = (0.0490211, 0.0445821, 0.00824619)
+# site -> its link and place: the head's height is the reward's, eyes and hands are no links
+SITES = {
+    "head": ("torso", (0, 0, 0.7)),
+    "imu": ("torso", (-0.04452, -0.01891, 0.27756)),
+    "left_foot": ("left_ankle", (0, 0, -0.05)),
+    "right_foot": ("right_ankle", (0, 0, -0.05)),
+    "left_hand": ("left_elbow", (0.31, 0, -0.01)),
+}

@@ -69,8 +69,8 @@ def test_chunk_and_evaluation_can_be_lowered_for(platform, pole):
 @pytest.mark.long
 def test_a_chunk_compiles_for_an_h200(pole):
     """Whole, without a device: the state stays in place, and no update copies anything."""
-    for package in ("jax_cuda12_pjrt", "jax_cuda12_plugin"):
-        pytest.importorskip(package, reason=f"see {accelerator_program.__file__}")
+    for module in ("jax_plugins.xla_cuda12", "jax_cuda12_plugin"):
+        pytest.importorskip(module, reason=f"see {accelerator_program.__file__}")
     env, args, state = pole
     chunk = jax.jit(functools.partial(flowrl.train_chunk, env=env, args=args), donate_argnums=0)
     compiled, _ = accelerator_program.compiled(chunk, (state,))

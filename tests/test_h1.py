@@ -15,11 +15,11 @@ import envs
 import flowrl_jax as flowrl
 import vector_env
 from benchmarks import h1_random_play, parity
-from tasks import h1, h1_obstacles
+from tasks import h1, h1_body, h1_obstacles
 from tasks.base import Physics
 
 NAMES = tuple(h1.TASKS)
-STANDING = np.array([*h1.STAND, 1, 0, 0, 0, *h1.LEG_POSE, *h1.LEG_POSE, *[0] * 9])
+STANDING = np.array([*h1_body.STAND, 1, 0, 0, 0, *h1_body.LEG_POSE, *h1_body.LEG_POSE, *[0] * 9])
 N = 4
 SIDES = ("left", "right")
 
@@ -46,7 +46,7 @@ def terminated(name: str, *args, **kwargs) -> bool:
     return bool(envs.load_task(f"h1-{name}").terminated(physics_at(name, *args, **kwargs)))
 
 
-def posed(height: float, quaternion=(1, 0, 0, 0), legs=h1.LEG_POSE, x=0.0) -> np.ndarray:
+def posed(height: float, quaternion=(1, 0, 0, 0), legs=h1_body.LEG_POSE, x=0.0) -> np.ndarray:
     return np.array([x, 0, height, *quaternion, *legs, *legs, *[0] * 9])
 
 

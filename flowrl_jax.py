@@ -181,7 +181,16 @@ class TrainState:
     key: Array  # () typed key
 
 
-_adam = functools.cache(optax.adam)  # one for a rate: equal states are then one program's
+@functools.cache
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """One for all states: JAX compiles a program anew for a state with another optimiser."""
+    return optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+
+
+def new_network(params: Params, args: Any) -> Network:
+    """Parameters with Adam's state, at step 0."""
+    fresh = Network.create(apply_fn=None, params=params, tx=adam(args.learning_rate))
+    return fresh.replace(step=jnp.zeros((), jnp.int32))
 
 
 def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
@@ -189,11 +198,9 @@ def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> Lea
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action, t = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size)), jnp.zeros((1, 1))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
-    adam = _adam(args.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
 
     def network(module: nn.Module, key: Array, *inputs: Array) -> Network:
-        fresh = Network.create(apply_fn=None, params=module.init(key, *inputs), tx=adam)
-        return fresh.replace(step=jnp.zeros((), jnp.int32))
+        return new_network(module.init(key, *inputs), args)
 
     # The whole state is donated, and a buffer can be donated once: copies are drawn anew.
     critic = functools.partial(network, TwinCritic(**sizes), critic_key, obs, action)
@@ -365,17 +372,13 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
 
 # ----------------------------------------------------------------------------------------- train
-def draw_batches(key: Array, ring: replay.Replay, args: Args) -> tuple[Transition, UpdateNoise]:
-    """The batches and the noise of U updates: leaves (U, B, ...)."""
+def draw_batches(key: Array, ring: replay.Replay, args: Any, draw_noise=draw_update_noise):
+    """The batches and the noise of U updates: Transition and UpdateNoise, leaves (U, B, ...)."""
     batch_key, noise_key = jax.random.split(key)
-    shape = (args.updates_per_step, args.batch_size)
+    shape, action_size = (args.updates_per_step, args.batch_size), ring.data.action.shape[-1]
     batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
-    keys, action_size = (
-        jax.random.split(noise_key, args.updates_per_step),
-        ring.data.action.shape[-1],
-    )
-    noises = jax.vmap(lambda key: draw_update_noise(key, args.batch_size, action_size))(keys)
-    return batches, noises
+    keys = jax.random.split(noise_key, args.updates_per_step)
+    return batches, jax.vmap(lambda key: draw_noise(key, args.batch_size, action_size))(keys)
 
 
 def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args: Args):
@@ -403,13 +406,8 @@ def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainStat
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
     given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
     learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, learns)
-    done, returns = after.terminated | after.truncated, state.episode_return + after.reward
-    metrics["episodes"] = jnp.sum(done)
-    metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
-    metrics["charts/nonfinite_rewards"] = jnp.sum(~jnp.isfinite(after.reward))
-    metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
-    steps = jnp.minimum(state.num_steps + env.num_envs, MAX_INT)
-    return TrainState(learner, ring, after, jnp.where(done, 0.0, returns), steps, key), metrics
+    state, charts = loops.count_step(state, after, action)
+    return state.replace(learner=learner, replay=ring, env=after, key=key), metrics | charts
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
@@ -427,17 +425,18 @@ def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainSta
     num_updates, num_policy_steps = updates(state.learner) - before
     counts = {"losses/policy": num_policy_steps, "losses/": num_updates}
     counts |= {"charts/episodic_return": sums.pop("episodes"), "charts/action_saturation": length}
-    metrics = loops.means(sums, counts)
-    key, spread_key = jax.random.split(state.key)
-    theta, obs = state.learner.velocity_field.params, state.env.obs
-    metrics["charts/action_std"] = POLICY.spread(theta, obs, spread_key, env.action_size, args)
-    metrics["charts/nonfinite_states"] = jnp.sum(state.env.nonfinite_count)
-    metrics["charts/updates"] = state.learner.critic.step
-    return state.replace(key=key), metrics
+    metrics = loops.means(sums, counts) | {"charts/updates": state.learner.critic.step}
+    key, noise_key = jax.random.split(state.key)
+    return state.replace(key=key), metrics | POLICY.charts(state, noise_key, env, args)
 
 
 def init_state(env: VectorEnv, args: Args) -> TrainState:
     """Everything at step 0, from `args.seed`."""
+    return state_with(init_learner, env, args)
+
+
+def state_with(init_learner: Callable, env: VectorEnv, args: Any) -> TrainState:
+    """Everything at step 0. init_learner: (key, obs_size, action_size, args) -> what learns."""
     learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
     obs, action = jnp.zeros(env.observation_size, args.buffer_dtype), jnp.zeros(env.action_size)
     example = Transition(obs, action, jnp.zeros(()), obs, jnp.zeros((), bool))

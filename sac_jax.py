@@ -32,11 +32,11 @@ from jax import Array
 import envs
 import flowrl_jax as flowrl
 import numpy_policy
-from flowrl_jax import Dtype, Metrics, Network, Params, Precision, Transition
+from flowrl_jax import Dtype, Metrics, Network, Params, Precision, TrainState, Transition
 from harness import command_line, launch, loops, replay
 from harness.contract import MAX_INT, RunArgs, chunk_length
 from harness.policy import Policy
-from vector_env import EnvState, VectorEnv
+from vector_env import VectorEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,34 +108,13 @@ class LearnerState:
     target_critic: Params  # Qbar_phi
 
 
-@flax.struct.dataclass
-class TrainState:
-    """All that `train_chunk` reads and writes."""
-
-    learner: LearnerState
-    replay: replay.Replay  # of Transition
-    env: EnvState
-    episode_return: Array  # (N,)  reward summed over the present episode
-    num_steps: Array  # () int32, environment steps so far; stays at MAX_INT from there on
-    key: Array  # () typed key
-
-
-@functools.cache
-def adam(learning_rate: float) -> optax.GradientTransformation:
-    """One for all states: JAX compiles a program anew for a state with another optimiser."""
-    return optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
-
-
 def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
     """The target starts as a copy of the critic, drawn anew: a buffer can be donated once."""
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
 
-    def network(params: Params) -> Network:
-        fresh = Network.create(apply_fn=None, params=params, tx=adam(args.learning_rate))
-        return fresh.replace(step=jnp.zeros((), jnp.int32))
-
+    network = functools.partial(flowrl.new_network, args=args)
     critic = functools.partial(flowrl.TwinCritic(**sizes).init, critic_key, obs, action)
     return LearnerState(
         actor=network(Actor(action_size, **sizes).init(actor_key, obs)),
@@ -239,16 +218,6 @@ def update(
 
 
 # ----------------------------------------------------------------------------------------- train
-def draw_batches(key: Array, ring: replay.Replay, args: Args) -> tuple[Transition, UpdateNoise]:
-    """The batches and the noise of U updates: leaves (U, B, ...)."""
-    batch_key, noise_key = jax.random.split(key)
-    shape = (args.updates_per_step, args.batch_size)
-    batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
-    keys = jax.random.split(noise_key, args.updates_per_step)
-    action_size = ring.data.action.shape[-1]
-    return batches, jax.vmap(lambda key: draw_update_noise(key, args.batch_size, action_size))(keys)
-
-
 def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args: Args):
     """U updates, on leaves (U, B, ...). Returns the learner and summed metrics."""
     step = loops.guarded(lambda s, given: update(s, *given, args), args.on_nonfinite == "skip")
@@ -267,15 +236,12 @@ def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainStat
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
+    given = loops.when(
+        learns, lambda: flowrl.draw_batches(learn_key, ring, args, draw_update_noise)
+    )
     learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, learns)
-    done, returns = after.terminated | after.truncated, state.episode_return + after.reward
-    metrics["episodes"] = jnp.sum(done)
-    metrics["charts/episodic_return"] = jnp.sum(jnp.where(done, returns, 0.0))
-    metrics["charts/nonfinite_rewards"] = jnp.sum(~jnp.isfinite(after.reward))
-    metrics["charts/action_saturation"] = jnp.mean(jnp.abs(action) > 0.99)
-    steps = jnp.minimum(state.num_steps + env.num_envs, MAX_INT)
-    return TrainState(learner, ring, after, jnp.where(done, 0.0, returns), steps, key), metrics
+    state, charts = loops.count_step(state, after, action)
+    return state.replace(learner=learner, replay=ring, env=after, key=key), metrics | charts
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
@@ -288,24 +254,14 @@ def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainSta
     state, sums = loops.repeat(lambda s: train_step(s, env, args), state, length)
     counts = {"losses/": state.learner.critic.step - before, "charts/action_saturation": length}
     counts["charts/episodic_return"] = sums.pop("episodes")
-    metrics = loops.means(sums, counts)
-    key, spread_key = jax.random.split(state.key)
-    theta, obs = state.learner.actor.params, state.env.obs
-    metrics["charts/action_std"] = POLICY.spread(theta, obs, spread_key, env.action_size, args)
-    metrics["charts/nonfinite_states"] = jnp.sum(state.env.nonfinite_count)
-    metrics["charts/updates"] = state.learner.critic.step
-    return state.replace(key=key), metrics
+    metrics = loops.means(sums, counts) | {"charts/updates": state.learner.critic.step}
+    key, noise_key = jax.random.split(state.key)
+    return state.replace(key=key), metrics | POLICY.charts(state, noise_key, env, args)
 
 
 def init_state(env: VectorEnv, args: Args) -> TrainState:
     """Everything at step 0, from `args.seed`."""
-    learner_key, env_key, key = jax.random.split(jax.random.key(args.seed), 3)
-    obs, action = jnp.zeros(env.observation_size, args.buffer_dtype), jnp.zeros(env.action_size)
-    example = Transition(obs, action, jnp.zeros(()), obs, jnp.zeros((), bool))
-    ring = replay.init(example, args.buffer_size // args.num_envs * args.num_envs, env.mesh)
-    learner = init_learner(learner_key, obs.size, action.size, args)
-    start, steps = env.reset(env_key), jnp.zeros((), jnp.int32)
-    return TrainState(learner, ring, start, jnp.zeros_like(start.reward), steps, key)
+    return flowrl.state_with(init_learner, env, args)
 
 
 # ------------------------------------------------------------------ evaluate, save, load and main

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from harness.contract import Metrics
+from harness.contract import MAX_INT, Metrics
 
 
 def repeat(step: Callable[[Any], tuple[Any, Metrics]], state: Any, count: int | jax.Array):
@@ -60,6 +60,23 @@ def _scan(step: Callable, state: Any, inputs: Any, length: int | None):
 
     state, each = jax.lax.scan(packed, state, inputs, length)
     return state, as_metrics(jnp.sum(each, axis=0))
+
+
+def count_step(state: Any, after: Any, action: jax.Array) -> tuple[Any, Metrics]:
+    """The state with its counters after a step of all environments, and sums for the log.
+
+    state: with episode_return (N,) and num_steps (), environment steps so far. after: its
+    environments then, with reward, terminated and truncated (N,). action: (N, A), what was taken.
+    """
+    done, returns = after.terminated | after.truncated, state.episode_return + after.reward
+    metrics = {
+        "episodes": jnp.sum(done),
+        "charts/episodic_return": jnp.sum(jnp.where(done, returns, 0.0)),
+        "charts/nonfinite_rewards": jnp.sum(~jnp.isfinite(after.reward)),
+        "charts/action_saturation": jnp.mean(jnp.abs(action) > 0.99),
+    }
+    steps = jnp.minimum(state.num_steps + len(action), MAX_INT)
+    return state.replace(episode_return=jnp.where(done, 0.0, returns), num_steps=steps), metrics
 
 
 def means(sums: Metrics, counts: dict[str, Any]) -> Metrics:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from harness import runs
-from harness.contract import Act, Algorithm
+from harness.contract import Act, Algorithm, Metrics, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,19 @@ class Policy:
         (_, returns, _), _ = jax.lax.scan(step, start, jax.random.split(key, env.episode_length))
         return dict(zip(("sampled", "deterministic"), returns.reshape(2, -1), strict=True))
 
-    def spread(self, params: Any, obs: Array, key: Array, action_size: int, args: Any) -> Array:
-        """(): the standard deviation of actions over 64 draws of noise, at 8 of obs (N, O) at most.
+    def charts(self, state: State, key: Array, env: Any, args: Any) -> Metrics:
+        """What is logged of policy and environments as they are: scalars by name.
 
-        The mean over these states and the dimensions: what a policy has of exploration.
+        The standard deviation of actions is over 64 draws of noise at one state, the mean over up
+        to 8 states and the dimensions: what a policy has of exploration.
         """
-        noise = self.noise(key, (64, *obs[:8].shape[:1], action_size))
-        actions = jax.vmap(lambda noise: self.act(params, obs[:8], noise, args))(noise)
-        return jnp.mean(jnp.std(actions, axis=0))
+        params, obs = getattr(state.learner, self.network).params, state.env.obs[:8]
+        noise = self.noise(key, (64, len(obs), env.action_size))
+        actions = jax.vmap(lambda noise: self.act(params, obs, noise, args))(noise)
+        return {
+            "charts/action_std": jnp.mean(jnp.std(actions, axis=0)),
+            "charts/nonfinite_states": jnp.sum(state.env.nonfinite_count),
+        }
 
     def export(self, learner: Any, args: Any) -> dict[str, bytes]:
         """What a run leaves: all networks, online and target, and the policy alone, for numpy."""

@@ -2,13 +2,16 @@
 
 import functools
 import math
+import types
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from harness import loops
+from harness.contract import MAX_INT
 
 
 def double(state):
@@ -166,3 +169,29 @@ def test_dropping_a_step_is_no_choice_at_each_leaf():
     text = jax.jit(loops.guarded(step, skip=True)).lower(state, 2.0).as_text()
     assert text.count("stablehlo.is_finite") == 51
     assert "stablehlo.select" not in text
+
+
+@flax.struct.dataclass
+class Counted:
+    episode_return: jax.Array
+    num_steps: jax.Array
+
+
+def test_a_step_of_all_environments_is_counted():
+    """Of three one ends, one is cut off by its time, one goes on; the last reward is not finite."""
+    state = Counted(jnp.array([10.0, 20.0, 30.0]), jnp.int32(7))
+    after = types.SimpleNamespace(
+        reward=jnp.array([1.0, 2.0, jnp.nan]),
+        terminated=jnp.array([True, False, False]),
+        truncated=jnp.array([False, True, False]),
+    )
+    action = jnp.array([[1.0, 0.2], [-0.995, 0.98], [0.0, 0.0]])
+    state, metrics = loops.count_step(state, after, action)
+    np.testing.assert_array_equal(state.episode_return, [0.0, 0.0, np.nan])
+    assert state.num_steps == 10
+    assert metrics["episodes"] == 2
+    assert metrics["charts/episodic_return"] == 11 + 22
+    assert metrics["charts/nonfinite_rewards"] == 1
+    assert metrics["charts/action_saturation"] == pytest.approx(2 / 6)
+    full = loops.count_step(state.replace(num_steps=jnp.int32(MAX_INT - 1)), after, action)[0]
+    assert full.num_steps == MAX_INT, "it would become negative, and explore again"

@@ -1,6 +1,7 @@
 """A policy of any algorithm: its evaluation by hand, what it saves, and what it loads."""
 
 import dataclasses
+import types
 
 import flax.serialization
 import flax.struct
@@ -107,18 +108,22 @@ def test_evaluation_repeats_by_key_where_there_is_noise():
     np.testing.assert_array_equal(first["deterministic"], other["deterministic"])
 
 
-def test_spread_is_the_deviation_over_noise():
-    params, obs = {"w": jnp.zeros((OBS, ACTIONS))}, jnp.ones((20, OBS))
+def test_charts_are_the_deviation_over_noise_and_what_environments_counted():
+    env = types.SimpleNamespace(obs=jnp.ones((20, OBS)), nonfinite_count=jnp.arange(20))
+    learned = LEARNED.replace(actor=Network({"w": jnp.zeros((OBS, ACTIONS))}))
+    state = types.SimpleNamespace(learner=learned, env=env)
+    size = types.SimpleNamespace(action_size=ACTIONS)
     still = dataclasses.replace(POLICY, noise=lambda key, shape: jnp.ones(shape))
 
     @jax.jit
-    def spreads(key):
-        return [one.spread(params, obs, key, ACTIONS, Args()) for one in (POLICY, still)]
+    def charts(key):
+        return [one.charts(state, key, size, Args()) for one in (POLICY, still)]
 
-    found, nothing = spreads(jax.random.key(0))
+    found, nothing = charts(jax.random.key(0))
     noise = np.random.default_rng(1).standard_normal(20_000)
-    assert found == pytest.approx(np.tanh(0.5 + np.abs(noise)).std(), rel=0.1)
-    assert nothing == pytest.approx(0, abs=1e-6)
+    assert found["charts/action_std"] == pytest.approx(np.tanh(0.5 + np.abs(noise)).std(), rel=0.1)
+    assert nothing["charts/action_std"] == pytest.approx(0, abs=1e-6)
+    assert found["charts/nonfinite_states"] == sum(range(20))
 
 
 # --- save and load --------------------------------------------------------------------------------

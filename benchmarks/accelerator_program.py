@@ -1,6 +1,6 @@
 """What the programs would launch on an NVIDIA H200, counted without one.
 
-    pip install --no-deps --target .gpu/cuda jax-cuda12-pjrt==0.10.2 jax-cuda12-plugin==0.10.2 \
+    pip install --no-deps --target .gpu/cuda -r requirements-h200.txt \
         nvidia-cusolver-cu12 nvidia-cublas-cu12 nvidia-cuda-nvcc-cu12
     PYTHONPATH=.gpu/cuda python benchmarks/accelerator_program.py [PROGRAM ...] [--env-id TASK]
 

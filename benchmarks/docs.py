@@ -71,7 +71,8 @@ def flag_rows(algorithm: contract.Algorithm) -> dict[str, tuple[str, ...]]:
 def flags() -> str:
     """Every flag of FlowRL, grouped as in --help, and what other algorithms have of their own.
 
-    That is their fields, and the flags of any run for which their presets have other values.
+    That is their fields, and the flags of any run for which their presets have other values; where
+    their flags extend FlowRL's, what is not as there.
     """
     found = algorithms()
     first, *others = found.values()
@@ -83,7 +84,8 @@ def flags() -> str:
     run = {field.name for field in dataclasses.fields(contract.RunArgs)}
     for other in others:
         own = flag_rows(other)
-        rows = [row for name, row in own.items() if name not in run or row != shared[name]]
+        known = set(shared) if issubclass(other.args, first.args) else run
+        rows = [row for name, row in own.items() if name not in known or row != shared[name]]
         table = markdown(_flag_header(other), rows)
         parts.append(f"## Algorithm: `{other.name}.py`\n\n{table}")
     return "\n\n".join(parts)
@@ -198,7 +200,11 @@ LAUNCHED = {  # in the chunk of accelerator_program.csv, by path
 
 def launches() -> str:
     """What a training step launches on a GPU, by nest of loops."""
-    found = {r["path"]: r for r in rows("accelerator_program.csv") if r["program"] == "train"}
+    found = {
+        r["path"]: r
+        for r in rows("accelerator_program.csv")
+        if (r["algorithm"], r["program"]) == ("flowrl_jax", "train")
+    }
     lines = []
     for path, what in LAUNCHED.items():
         row = found[path]
@@ -243,7 +249,7 @@ def speed() -> str:
 def with_line_numbers(text: str) -> str:
     """Corrects every "`name` (line 123)" to where `name` is defined in flowrl_jax.py.
 
-    And "`sac_jax.name` (line 123)" to where it is in sac_jax.py.
+    And "`sac_jax.name` (line 123)" to where it is in sac_jax.py, or another algorithm's file.
     """
 
     def number(match: re.Match) -> str:

@@ -1,5 +1,6 @@
 """MuJoCo in C, as a part of a jitted program."""
 
+import copy
 import hashlib
 import math
 import os
@@ -13,7 +14,7 @@ import mujoco.batch
 import numpy as np
 
 from engines import PhysicsState, host_call
-from tasks.resets import read_rows
+from tasks.resets import read_rows, write_rows
 
 MAX_PERSISTENT = 512  # environments whose MjData stay; more of them leave the processor's cache
 
@@ -36,7 +37,10 @@ class NativeEngine:
         # With more substeps the cache costs more than it saves; and it holds for one model.
         self._persistent = num_substeps == 1 and not self._rows
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        # Values that MuJoCo's batches cannot vary (a height field): a model for each environment.
+        self._own_models = any(field not in mujoco.batch.MODEL_FIELDS for field in rows)
         self._batches: dict[int, mujoco.batch.Batch] = {}
+        self._models: dict[int, list[mujoco.MjModel]] = {}
         self._lock = threading.Lock()
         sizes = [model.nq, model.nv, model.na, model.nv]
         self._output_size = sum(sizes) + model.nsensordata
@@ -86,12 +90,10 @@ class NativeEngine:
                 )
             batch = self._batches[count]
             state = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
-            fields = [(batch.expand(field), ids) for field, ids in self._rows.items()]
             values = np.split(inputs.reshape(count, -1), self._splits, axis=1)
             for array, value in zip((*state, batch.ctrl), values, strict=False):
                 array[:] = value
-            for (array, ids), value in zip(fields, values[5:], strict=True):
-                array[:, ids] = value.reshape(array[:, ids].shape)
+            self._write_episodes(batch, dict(zip(self._rows, values[5:], strict=True)))
             sensordata = batch.bind("sensordata")
             if self._persistent:  # in two calls also where nothing is kept: the same bits
                 failed = _failures(batch.step)
@@ -103,6 +105,26 @@ class NativeEngine:
             result = np.concatenate((*state, sensordata), axis=1, dtype=np.float32)
             result[failed] = np.nan  # to be contained and counted as any state that is not finite
         return result.reshape(*leading, self._output_size)
+
+    def _write_episodes(self, batch: mujoco.batch.Batch, values: dict[str, np.ndarray]) -> None:
+        """Gives each simulation its episode's values: field -> (N, k * dim)."""
+        if not self._own_models:
+            for field, value in values.items():
+                array, ids = batch.expand(field), self._rows[field]
+                array[:, ids] = value.reshape(array[:, ids].shape)
+            return
+        models, changed = self._models.get(batch.nsim), False
+        if models is None:
+            models = [copy.copy(self._model) for _ in range(batch.nsim)]
+            self._models[batch.nsim], changed = models, True
+        for i, model in enumerate(models):
+            own = {field: value[i] for field, value in values.items()}
+            its = read_rows(model, self._rows)
+            if any((its[field].ravel() != value).any() for field, value in own.items()):
+                write_rows(model, self._rows, own)
+                changed = True
+        if changed:  # a batch wants to be told
+            batch.set_models(models)
 
 
 def _digest(model: mujoco.MjModel, num_substeps: int, num_threads: int, rows: dict) -> str:

@@ -8,8 +8,8 @@ import copy
 import mujoco
 import numpy as np
 
-from tasks.models import import_dm_control
-from tasks.resets import reseed
+from tasks.base import Task
+from tasks.resets import load_original, reseed
 
 
 class Original:
@@ -18,13 +18,12 @@ class Original:
     `control_timestep`: s.
     """
 
-    def __init__(self, domain: str, name: str, seed: int):
+    def __init__(self, task: Task, seed: int):
         self._seed = seed
-        self._env = import_dm_control("suite").load(domain, name, task_kwargs={"random": seed})
+        self._env = load_original(task, seed)
         self.restart()
-        spec = self._env.action_spec()
-        self._middle = (spec.maximum + spec.minimum) / 2
-        self._half_range = (spec.maximum - spec.minimum) / 2
+        low, high = task.model.actuator_ctrlrange.T  # dm_control's, where it has one
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         self.control_timestep: float = self._env.control_timestep()
 
     def restart(self) -> None:

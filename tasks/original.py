@@ -35,7 +35,11 @@ class Original:
         return flatten(self._env.reset().observation)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        """One control step. action: (A,) in [-1, 1]. Returns observation, reward, and the end."""
+        """One control step. action: (A,), clipped to [-1, 1] as `VectorEnv.step` does.
+
+        Returns observation, reward, and the end.
+        """
+        action = np.clip(action, -1.0, 1.0)  # not every actuator has a range of its own
         outcome = self._env.step(self._middle + self._half_range * action)
         return flatten(outcome.observation), outcome.reward, outcome.last()
 

@@ -23,17 +23,15 @@ TEXTURE = 64
 
 # Why the field is not on other engines.
 CANNOT = {
-    "mjx": "MJX lacks contacts of ellipsoids (the torso) with a height field, and its rangefinders "
-    "look through one",
-    "warp": "MuJoCo Warp has one height field for all environments",
+    "mjx": "MJX lacks contacts of the torso (an ellipsoid) with a height field, and its "
+    "rangefinders look through one",
+    "warp": "MuJoCo Warp has one array of heights for all environments",
 }
 
 
 def read_terrain_spec() -> mujoco.MjSpec:
     """The quadruped on a height field, which is flat until a reset draws it."""
-    spec = read_spec(
-        "quadruped", "make_model", floor_size=FLOOR, terrain=True, rangefinders=True
-    )
+    spec = read_spec("quadruped", "make_model", floor_size=FLOOR, terrain=True, rangefinders=True)
     for texture in spec.textures:
         texture.width, texture.height = TEXTURE, TEXTURE
     add_frame_sensors(spec, "site", ("workspace",), "pos")
@@ -50,7 +48,7 @@ def without_display(environment: Any) -> None:
 
 
 def rangefinder(physics: Physics) -> jax.Array:
-    """How far the ground is in 20 directions from the torso's front: tanh of m, 1 for nothing. (20,)"""
+    """Distances to the ground ahead in 20 directions, tanh of m; 1 where there is nothing. (20,)"""
     readings = jnp.concatenate([physics.sensors[name] for name in RANGEFINDERS])
     return jnp.where(readings == NOTHING_HIT, 1.0, jnp.tanh(readings))
 

@@ -96,8 +96,10 @@ class NativeEngine:
             episode = dict(zip(self._rows, values[5:], strict=True))
             sensordata = batch.bind("sensordata")
             if self._own_models:
-                models = self._models.setdefault(count, OwnModels(self._model, self._rows))
-                failed, sensordata = models.step(batch, episode, self._num_substeps)
+                if count not in self._models:
+                    self._models[count] = OwnModels(self._model, self._rows, count)
+                step = self._models[count].step
+                failed, sensordata = step(batch, episode, self._num_substeps)
             elif self._persistent:  # in two calls also where nothing is kept: the same bits
                 failed = _failures(batch.step)
                 for array in state:
@@ -120,9 +122,8 @@ class OwnModels:
     quadruped's rangefinders are 95% of a substep on a height field.
     """
 
-    def __init__(self, model: mujoco.MjModel, rows: dict[str, np.ndarray]):
-        self._model, self._rows = model, rows
-        self._models: list[mujoco.MjModel] = []
+    def __init__(self, model: mujoco.MjModel, rows: dict[str, np.ndarray], count: int):
+        self._rows, self._models = rows, [copy.copy(model) for _ in range(count)]
         stages, last = model.sensor_needstage, mujoco.mjtStage.mjSTAGE_ACC.value
         self._own_stages = np.array(stages)
         self._late_stages = np.where(stages == last, last, mujoco.mjtStage.mjSTAGE_NONE.value)
@@ -140,8 +141,6 @@ class OwnModels:
 
         Returns the simulations that failed, and the sensors (N, nsensordata).
         """
-        if not self._models:
-            self._models = [copy.copy(self._model) for _ in range(batch.nsim)]
         self._write(episode)
         self._compute(batch, self._late_stages)
         failed = _failures(batch.step, nstep=num_substeps)

@@ -41,8 +41,8 @@ def load(name: str) -> Task:
         reward=_reward,
         terminated=lambda physics: state_norm(physics) < AT_REST,
         episode={"jnt_stiffness": ()},
-        differences=f"springs drawn for each episode, not once for an environment; at most 1000 "
-        f"steps, not without a limit; actions are up to {FORCE:g} N, not unbounded",
+        differences=f"springs, which no observation tells, drawn for each episode, not once for an "
+        f"environment; at most 1000 steps, not without a limit; up to {FORCE:g} N, not any force",
         prepare=functools.partial(_draw_each_episode, sizes),
         time_limit=TIME_LIMIT,
     )

@@ -4,7 +4,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,8 @@ def load(name: str) -> Task:
     model = spec.compile()
     common = functools.partial(_observe, *hinge_slices(model))
     if name == "escape":
-        return _escape(model, common)
+        sees = lambda p: jnp.append(common(p), origin(p))  # noqa: E731
+        return quadruped_terrain.escape(model, sees, functools.partial(_upright, deviation=20))
     if name == "fetch":
         ball = int(model.joint("ball_root").dofadr[0])
         observe = lambda p: jnp.append(common(p), _ball(p, ball))  # noqa: E731
@@ -130,23 +130,6 @@ def _upright(physics: Physics, deviation: float = 0) -> jax.Array:
 def _move_reward(physics: Physics, speed: float) -> jax.Array:
     forward = torso_velocity(physics)[0]
     return _upright(physics) * tolerance(forward, (speed, math.inf), speed, "linear", 0.5)
-
-
-def _escape(model: mujoco.MjModel, common: Callable[[Physics], jax.Array]) -> Task:
-    """The task of climbing out of a bowl, of which an episode draws every height."""
-    far = float(model.hfield("terrain").size[0])  # m, from the middle of the field to its side
-
-    def observe(physics: Physics) -> jax.Array:
-        sees = [origin(physics), quadruped_terrain.rangefinder(physics)]
-        return jnp.concatenate([common(physics), *sees])
-
-    def reward(physics: Physics) -> jax.Array:
-        distance = quadruped_terrain.origin_distance(physics)
-        return _upright(physics, 20) * tolerance(distance, (far, math.inf), far, "linear", 0)
-
-    terrain = {"hfield_data": ()}
-    own = {"prepare": quadruped_terrain.without_display, "cannot": quadruped_terrain.CANNOT}
-    return Task("quadruped", "escape", model, observe, reward, episode=terrain, **own)
 
 
 def _fetch_reward(model: mujoco.MjModel):

@@ -5,14 +5,17 @@ whatever renders; here nothing does, and no display is asked for. The field is a
 (`Task.episode`), 158 KiB as float32.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
 
-from tasks.base import Physics
+from tasks.base import Physics, Task
 from tasks.models import add_frame_sensors, read_spec
+from tasks.rewards import tolerance
 
 FLOOR = 40  # m, half of the floor's side; the field's is 30
 RANGEFINDERS = tuple(f"rf_{row}{column}" for row in range(4) for column in range(5))
@@ -27,6 +30,35 @@ CANNOT = {
     "rangefinders look through one",
     "warp": "MuJoCo Warp has one array of heights for all environments",
 }
+
+Measure = Callable[[Physics], jax.Array]
+
+
+def escape(model: mujoco.MjModel, sees: Measure, upright: Measure) -> Task:
+    """The task of climbing out of the bowl.
+
+    Args:
+      model: of `read_terrain_spec`, with whatever sensors `sees` and `upright` read.
+      sees: the observation but for the rangefinders, (81,).
+      upright: the part of the reward for not lying down, ().
+    """
+    far = float(model.hfield("terrain").size[0])  # m, from the middle of the field to its side
+
+    def reward(physics: Physics) -> jax.Array:
+        return upright(physics) * tolerance(
+            origin_distance(physics), (far, math.inf), far, "linear", value_at_margin=0
+        )
+
+    return Task(
+        domain="quadruped",
+        name="escape",
+        model=model,
+        observe=lambda physics: jnp.append(sees(physics), rangefinder(physics)),
+        reward=reward,
+        episode={"hfield_data": ()},
+        cannot=CANNOT,
+        prepare=without_display,
+    )
 
 
 def read_terrain_spec() -> mujoco.MjSpec:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from typing import Any
 from unittest import mock
 
 import jax
@@ -39,7 +40,7 @@ def reseed(random: np.random.RandomState, seed: int, index: int) -> None:
     random.seed(np.random.SeedSequence([seed, index]).generate_state(8))
 
 
-def load_original(task: Task, seed: int):
+def load_original(task: Task, seed: int) -> Any:
     """dm_control's own environment of a task, as `Task.prepare` and `Task.time_limit` want it."""
     options: dict[str, float] = {"random": seed}
     if task.time_limit is not None:

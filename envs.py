@@ -161,10 +161,17 @@ def task_table() -> str:
         env = make(env_id, 1, "native", num_threads=1)
         sizes = f"{env.observation_size} | {env.action_size} | {env.episode_length}"
         difference = env.task.differences or "none"
-        reasons = [f"not {engine}: {why}" for engine, why in env.task.cannot.items()]
-        engines = "; ".join([", ".join(env.task.engines), *reasons])
-        rows.append(f"| {env_id} | {sizes} | {engines} | {difference} |")
+        rows.append(f"| {env_id} | {sizes} | {_engines(env.task)} | {difference} |")
     return "\n".join(rows)
+
+
+def _engines(task: Task) -> str:
+    """The engines that step a task, and why the others cannot."""
+    by_reason: dict[str, list[str]] = {}
+    for engine, why in task.cannot.items():
+        by_reason.setdefault(why, []).append(engine)
+    reasons = [f"not {' or '.join(names)}: {why}" for why, names in by_reason.items()]
+    return "; ".join([", ".join(task.engines), *reasons])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from tasks.models import add_frame_sensors, read_spec
 from tasks.rewards import small_control, tolerance
 
 TASKS = ("easy", "hard")  # on `hard` an episode draws along which directions the controls push
-FIXED = "the tendons' coefficients, which an episode draws, are compiled into its program"
+FIXED = "the tendons' coefficients, which an episode draws, cannot differ by environment there"
 
 
 def load(name: str) -> Task:

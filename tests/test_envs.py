@@ -379,6 +379,9 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
         same(after.warmstart[i], data.qacc_warmstart)
 
 
+AUTO = {"walker-run": "warp", "dog-fetch": "warp", "quadruped-escape": "native"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag", "hint"),
     [
@@ -400,6 +403,14 @@ def test_bad_requests_are_one_line_that_names_the_flag(arguments, flag, hint):
     assert message.startswith(flag)
     assert hint in message
     assert "\n" not in message
+
+
+def test_auto_leaves_out_what_cannot_step_the_task(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(envs, "_on_cuda", lambda: True)
+    monkeypatch.setattr(envs, "_importable", lambda name: True)
+    chosen = [envs.choose_engine("auto", envs.load_task(env_id).cannot) for env_id in AUTO]
+    assert chosen == list(AUTO.values())
 
 
 def test_engine_that_this_machine_lacks(monkeypatch):

@@ -138,8 +138,10 @@ def test_mjx_still_cannot():
 
 
 def test_the_table_says_why_an_engine_is_not_there(monkeypatch):
-    monkeypatch.setattr(envs, "task_ids", lambda: ("quadruped-escape", "pendulum-swingup"))
-    *_, row, other = envs.task_table().splitlines()
+    ids = ("point_mass-hard", "quadruped-escape", "pendulum-swingup")
+    monkeypatch.setattr(envs, "task_ids", lambda: ids)
+    *_, first, row, other = envs.task_table().splitlines()
+    assert "| native; not mjx or warp: the tendons' coefficients" in first
     assert "| native; not mjx: MJX lacks contacts" in row
     assert "; not warp: MuJoCo Warp has one array" in row
     assert "| native, mjx, warp | none |" in other

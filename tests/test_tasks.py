@@ -22,6 +22,11 @@ NATIVE_TOLERANCE = 1e-6
 DM_CONTROL = tuple(env_id for env_id in envs.task_ids() if not env_id.startswith("h1-"))
 
 
+def test_the_whole_suite_is_here():
+    assert len(DM_CONTROL) == 51
+    assert set(DM_CONTROL) == {f"{domain}-{name}" for domain, name in suite.ALL_TASKS}
+
+
 @pytest.mark.parametrize("env_id", fast_are(TASKS, DM_CONTROL))
 def test_native_equals_dm_control(env_id):
     result, _ = parity.measure(env_id, "native", steps=200, timed=False)

@@ -9,6 +9,7 @@ is several, in one of the pages; tests/test_docs.py compares what it can recompu
 import csv
 import dataclasses
 import importlib
+import json
 import pathlib
 import re
 import sys
@@ -225,6 +226,20 @@ def precision() -> str:
     return markdown(f"precision | after updates | {' | '.join(names)}", lines)
 
 
+def policies() -> str:
+    """The policies that anyone can play, and what they return."""
+    lines = []
+    for folder in sorted(path for path in (ROOT / "policies").iterdir() if path.is_dir()):
+        config = json.loads((folder / "config.json").read_text())
+        first = json.loads((folder / "evaluation.json").read_text())[:2]  # the two kinds
+        cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
+        args = config["args"]
+        steps = f"{args['total_timesteps']:,}"
+        lines.append((f"`policies/{folder.name}`", f"{config['algorithm']}, {args['preset']}"))
+        lines[-1] += (str(args["seed"]), steps, *cells)
+    return markdown("folder | algorithm, preset | seed | steps | sampled x0 | x0 = 0", lines)
+
+
 def speed() -> str:
     """README's short table: the whole loop, and the fastest that a task was stepped."""
     loops = [
@@ -280,6 +295,7 @@ TABLES = {
     "checkpoint cost": checkpoint_cost,
     "launches": launches,
     "precision": precision,
+    "policies": policies,
 }
 
 

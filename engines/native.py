@@ -34,8 +34,10 @@ class NativeEngine:
         # A diverged state must come back as it is, to be counted, and not be reset in silence.
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._num_substeps = num_substeps
-        # With more substeps the cache costs more than it saves; and it holds for one model.
-        self._persistent = num_substeps == 1 and not self._rows
+        # With more substeps the cache costs more than it saves; it holds for one model; and of two
+        # calls the second would find another simulation's forces and accelerations (touch sensors).
+        late = (model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC).any()
+        self._persistent = num_substeps == 1 and not self._rows and not late
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         # Some values MuJoCo's batches cannot vary, such as a height field.
         self._own_models = any(field not in mujoco.batch.MODEL_FIELDS for field in rows)

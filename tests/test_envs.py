@@ -19,7 +19,7 @@ from dm_control import suite
 import envs
 import vector_env
 from benchmarks import parity
-from engines import mjx
+from engines import PhysicsState, mjx, native
 from tasks.models import read_spec
 
 N = 4
@@ -437,3 +437,26 @@ def test_import_and_make_are_silent_and_need_no_display(env_id):
         cwd=os.path.dirname(envs.__file__),
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_forces_are_the_simulations_own_however_many_there_are():
+    """A touch sensor is of the step's last stage; data of simulations share memory above 512."""
+    xml = """<mujoco><worldbody><geom type="plane" size="1 1 1"/>
+        <body pos="0 0 0.1"><joint type="slide" axis="0 0 1"/><geom size="0.1"/>
+        <site name="s" size="0.11"/></body></worldbody>
+        <sensor><touch site="s"/></sensor></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(xml)
+    count = native.MAX_PERSISTENT + 88
+    heights = np.linspace(-0.02, 0.01, count, dtype=np.float32)[:, None]
+    zeros = jnp.zeros((count, 1))
+    state = PhysicsState(jnp.asarray(heights), zeros, jnp.zeros((count, 0)), zeros)
+    engine = native.NativeEngine(model, 1, 1, {})
+    _, touch, _ = jax.jit(engine.step)(state, jnp.zeros((count, 0)), {})
+    expected = []
+    for height in heights:
+        data = mujoco.MjData(model)
+        data.qpos[:] = height
+        mujoco.mj_step(model, data)
+        expected.append(data.sensordata.copy())
+    assert np.ptp(expected) > 10
+    np.testing.assert_allclose(touch, expected, rtol=1e-4, atol=1e-4)

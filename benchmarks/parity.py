@@ -312,7 +312,7 @@ def write(path: pathlib.Path, row: dict, key: tuple[str, ...]) -> None:
     row = {name: str(value) for name, value in row.items()}
     by_key = {tuple(old[name] for name in key): old for old in [*rows, row]}
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row, restval="")
+        writer = csv.DictWriter(file, row, restval="", extrasaction="ignore")
         writer.writeheader()
         order = sorted(by_key, key=lambda key: [int(v) if v.isdigit() else v for v in key])
         writer.writerows(by_key[key] for key in order)

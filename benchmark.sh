@@ -14,7 +14,8 @@ usage() {
 usage: bash benchmark.sh --tasks SET [flags] [-- flags of the algorithm]
 
   --tasks SET            paper15, dmc-hard, dmc-all, h1, smoke, or tasks: "dog-run humanoid-walk"
-  --algorithm NAME       what learns, a file here without .py: flowrl_jax (default) or sac_jax
+  --algorithm NAME       what learns, a file here without .py: flowrl_jax (default),
+                         flowrl_hlgauss_jax or sac_jax
   --seeds N              seeds 1 to N (default 5; smoke: 2); or A-B, such as 6-10
   --preset NAME          preset of the algorithm: auto (default), paper, gpu or cpu
   --out FOLDER           results (default results): runs/, jobs/ with a log each, runs.csv, report;
@@ -114,7 +115,7 @@ done
 [[ -n $tasks ]] || die "--tasks: needed; a set such as smoke, or tasks"
 # What learns hands itself to the harness by that name; other programs here do not.
 if [[ ! $algorithm =~ ^[a-z0-9_]+$ ]] || ! grep -qs '^ALGORITHM = ' "$here/$algorithm.py"; then
-    die "--algorithm: '$algorithm' is none; flowrl_jax and sac_jax are"
+    die "--algorithm: '$algorithm' is none; flowrl_jax, flowrl_hlgauss_jax, sac_jax are"
 fi
 if [[ $tasks == smoke ]]; then
     : "${seeds:=2}" "${per_device:=2}"

@@ -13,6 +13,8 @@ import functools
 import importlib
 import importlib.util
 import signal
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 
@@ -22,8 +24,8 @@ from tasks.original import Original
 from vector_env import HEADROOM, UsageError, VectorEnv, nearest
 
 DOMAINS = ("acrobot", "ball_in_cup", "cartpole", "cheetah", "dog", "finger", "fish", "hopper")
-DOMAINS += ("humanoid", "humanoid_CMU", "manipulator", "pendulum", "point_mass", "quadruped")
-DOMAINS += ("reacher", "stacker", "swimmer", "walker", "h1")
+DOMAINS += ("humanoid", "humanoid_CMU", "lqr", "manipulator", "pendulum", "point_mass")
+DOMAINS += ("quadruped", "reacher", "stacker", "swimmer", "walker", "h1")
 MAX_ENVS, MAX_THREADS, MAX_HEADROOM = 2**20, 1024, 1000
 
 
@@ -47,12 +49,12 @@ def load_task(env_id: str) -> Task:
     return importlib.import_module(f"tasks.{domain}").load(name)
 
 
-def choose_engine(engine: str, supported: tuple[str, ...] = ENGINES) -> str:
+def choose_engine(engine: str, cannot: Mapping[str, str] = MappingProxyType({})) -> str:
     """Turns "auto" into the engine that suits the device JAX computes on.
 
     Args:
       engine: one of ENGINES or "auto".
-      supported: what the task can be stepped by.
+      cannot: the engines that cannot step the task, and why; see `Task.cannot`.
 
     Raises:
       UsageError: no such engine, not on this machine, or not for this task.
@@ -63,14 +65,15 @@ def choose_engine(engine: str, supported: tuple[str, ...] = ENGINES) -> str:
         if jax.default_backend() == "cpu":
             return "native"
         wanted = ("warp", "mjx") if nvidia else ("mjx",)
-        usable = [e for e in wanted if e in supported and all(map(_importable, packages[e]))]
+        usable = [e for e in wanted if e not in cannot and all(map(_importable, packages[e]))]
         return usable[0] if usable else "native"
     if engine not in ENGINES:
         known = f"{', '.join(ENGINES)} (with --evaluate also dm_control)"
         raise UsageError(f"--engine: {engine!r} is not one of auto, {known}")
-    if engine not in supported:
-        known = " or ".join(supported)
-        raise UsageError(f"--engine: {engine} cannot step this task; use --engine {known}")
+    if engine in cannot:
+        known = " or ".join(e for e in ENGINES if e not in cannot)
+        why = f"{engine} cannot step this task: {cannot[engine]}"
+        raise UsageError(f"--engine: {why}; use --engine {known}")
     if engine != "native" and not _importable("mujoco.mjx"):
         fix = "`pip install mujoco-mjx`"
         raise UsageError(f"--engine: {engine} needs the package mujoco-mjx; {fix}")
@@ -131,7 +134,7 @@ def make(
     if ":" in env_id:
         return adapters.make(env_id, num_envs, engine, seed)
     task = load_task(env_id)
-    chosen = choose_engine(engine, task.engines)
+    chosen = choose_engine(engine, task.cannot)
     return VectorEnv(task, num_envs, chosen, seed, num_threads, headroom)
 
 
@@ -145,8 +148,7 @@ def make_original(env_id: str, seed: int) -> Original:
         whose = "another library's" if ":" in env_id else "HumanoidBench's"
         text = f"{env_id} is {whose}, dm_control has no such task; leave the flag out"
         raise UsageError(f"--engine: {text}")
-    task = load_task(env_id)
-    return Original(task.domain, task.name, seed)
+    return Original(load_task(env_id), seed)
 
 
 def task_table() -> str:
@@ -159,8 +161,17 @@ def task_table() -> str:
         env = make(env_id, 1, "native", num_threads=1)
         sizes = f"{env.observation_size} | {env.action_size} | {env.episode_length}"
         difference = env.task.differences or "none"
-        rows.append(f"| {env_id} | {sizes} | {', '.join(env.task.engines)} | {difference} |")
+        rows.append(f"| {env_id} | {sizes} | {_engines(env.task)} | {difference} |")
     return "\n".join(rows)
+
+
+def _engines(task: Task) -> str:
+    """The engines that step a task, and why the others cannot."""
+    by_reason: dict[str, list[str]] = {}
+    for engine, why in task.cannot.items():
+        by_reason.setdefault(why, []).append(engine)
+    reasons = [f"not {' or '.join(names)}: {why}" for why, names in by_reason.items()]
+    return "; ".join([", ".join(task.engines), *reasons])
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ class ValueNetwork(nn.Module):
 
     hidden_size: int = 512
     dtype: str = "float32"
+    num_logits: int = 0  # of a distribution over values, the output then (..., K); 0: a value
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
@@ -123,7 +124,8 @@ class ValueNetwork(nn.Module):
         h = nn.gelu(dense_norm(h, self.hidden_size, self.dtype), approximate=False)
         h = nn.gelu(dense_norm(h, self.hidden_size, self.dtype), approximate=False)
         h = dense_norm(h, self.hidden_size, self.dtype)
-        return dense(1, self.dtype)(h)[..., 0].astype(jnp.float32)
+        out = dense(self.num_logits or 1, self.dtype)(h).astype(jnp.float32)
+        return out if self.num_logits else out[..., 0]
 
 
 class TwinCritic(nn.Module):
@@ -198,19 +200,18 @@ def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> Lea
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action, t = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size)), jnp.zeros((1, 1))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
-
-    def network(module: nn.Module, key: Array, *inputs: Array) -> Network:
-        return new_network(module.init(key, *inputs), args)
-
+    network = functools.partial(new_network, args=args)
     # The whole state is donated, and a buffer can be donated once: copies are drawn anew.
-    critic = functools.partial(network, TwinCritic(**sizes), critic_key, obs, action)
+    critic = functools.partial(TwinCritic(**sizes).init, critic_key, obs, action)
     return LearnerState(
-        velocity_field=network(VelocityField(action_size, **sizes), policy_key, obs, action, t),
-        critic=critic(),
-        behaviour_critic=critic(),
-        behaviour_value=network(ValueNetwork(**sizes), value_key, obs),
-        target_critic=critic().params,
-        target_behaviour_critic=critic().params,
+        velocity_field=network(
+            VelocityField(action_size, **sizes).init(policy_key, obs, action, t)
+        ),
+        critic=network(critic()),
+        behaviour_critic=network(critic()),
+        behaviour_value=network(ValueNetwork(**sizes).init(value_key, obs)),
+        target_critic=critic(),
+        target_behaviour_critic=critic(),
     )
 
 
@@ -308,12 +309,11 @@ def proximal_weight(q_behaviour: Array, q_policy: Array, args: Args) -> Array:
 
 
 def policy_loss(
-    theta: Params, phi: Params, batch: Transition, q_beta: Array, noise: UpdateNoise, args: Args
+    theta: Params, phi: Params, batch: Transition, q_beta: Array, noise: UpdateNoise, args, q=twin_q
 ) -> tuple[Array, Metrics]:
     """Equation (6): Q-maximisation, and the weighted flow-matching term that bounds W2."""
-    phi = jax.lax.stop_gradient(phi)
     action = policy_action(theta, batch.obs, noise.x0_policy, args)
-    q_policy = jnp.min(twin_q(phi, batch.obs, action, args), axis=0)
+    q_policy = jnp.min(q(jax.lax.stop_gradient(phi), batch.obs, action, args), axis=0)
     weight = proximal_weight(q_beta, q_policy, args)
     x_0, t = noise.x0_flow, noise.t
     x_t = t * batch.action + (1.0 - t) * x_0
@@ -381,10 +381,10 @@ def draw_batches(key: Array, ring: replay.Replay, args: Any, draw_noise=draw_upd
     return batches, jax.vmap(lambda key: draw_noise(key, args.batch_size, action_size))(keys)
 
 
-def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args: Args):
+def learn(learner: Any, batches: Transition, noises: UpdateNoise, args: Any, update=update):
     """U updates, on leaves (U, B, ...). Returns the learner and summed metrics."""
 
-    def one(learner: LearnerState, given: tuple[Transition, UpdateNoise], due=None):
+    def one(learner: Any, given: tuple[Transition, UpdateNoise], due=None):
         return update(learner, *given, args, due)
 
     skips = args.on_nonfinite == "skip"  # then which update is due depends on what was skipped
@@ -392,20 +392,20 @@ def learn(learner: LearnerState, batches: Transition, noises: UpdateNoise, args:
     return loop(loops.guarded(one, skips), learner, (batches, noises))
 
 
-def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
+def train_step(state: TrainState, env: VectorEnv, args: Any, act=policy_action, update=update):
     """Acts in N environments, stores N transitions, makes U updates. Metrics are sums."""
     key, x0_key, random_key, learn_key = jax.random.split(state.key, 4)
     shape = (env.num_envs, env.action_size)
     theta, obs = state.learner.velocity_field.params, state.env.obs
     started = state.num_steps >= args.learning_starts
-    action = policy_action(theta, obs, source_noise(x0_key, shape), args)
+    action = act(theta, obs, source_noise(x0_key, shape), args)
     action = jnp.where(started, action, jax.random.uniform(random_key, shape, minval=-1.0))
     after = env.step(state.env, action)
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
     given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
-    learner, metrics = loops.repeat(lambda s: learn(s, *given, args), state.learner, learns)
+    learner, metrics = loops.repeat(lambda s: learn(s, *given, args, update), state.learner, learns)
     state, charts = loops.count_step(state, after, action)
     return state.replace(learner=learner, replay=ring, env=after, key=key), metrics | charts
 

@@ -4,8 +4,8 @@
     act = numpy_policy.load("policy.npz")
     action = act(obs)  # obs (O,) or (B, O); act(obs, np.random.default_rng(0)) draws noise
 
-It is equation (1) of flowrl_jax.py, and of sac_jax.py, a second time, in float32; tests compare
-them. Which of the two a file is of, its settings tell.
+It is equation (1) of flowrl_jax.py, flowrl_hlgauss_jax.py and sac_jax.py a second time, in float32;
+tests compare them. Which of them a file is of, what is in it tells.
 """
 
 import io
@@ -63,6 +63,8 @@ def load(path: str | os.PathLike) -> Callable[..., np.ndarray]:
         obs = np.asarray(obs, np.float32)
         if obs.shape[-1:] != (obs_size,):
             raise ValueError(f"obs has shape {obs.shape}, this policy needs (..., {obs_size})")
+        if "obs/mean" in p:  # of flowrl_hlgauss_jax.py: normalised
+            obs = ((obs - p["obs/mean"]) / p["obs/std"]).clip(-p["obs/max"], p["obs/max"])
         noise = np.zeros((*obs.shape[:-1], action_size), np.float32)
         if rng is not None:
             noise = rng.standard_normal(noise.shape, np.float32)

@@ -1,6 +1,6 @@
 """What the programs would launch on an NVIDIA H200, counted without one.
 
-    pip install --no-deps --target .gpu/cuda jax-cuda12-pjrt==0.10.2 jax-cuda12-plugin==0.10.2 \
+    pip install --no-deps --target .gpu/cuda -r requirements-h200.txt \
         nvidia-cusolver-cu12 nvidia-cublas-cu12 nvidia-cuda-nvcc-cu12
     PYTHONPATH=.gpu/cuda python benchmarks/accelerator_program.py [PROGRAM ...] [--env-id TASK]
 
@@ -16,6 +16,7 @@ import collections
 import csv
 import dataclasses
 import functools
+import importlib
 import os
 import pathlib
 import re
@@ -103,34 +104,36 @@ def _inner(operations: list[tuple[str, str]]):
             yield from ((name, label, "branch") for name in names)
 
 
-def program(what: str, args: flowrl.Args):
-    """A jitted function of `PROGRAMS`, and the shapes of its arguments."""
+def program(what: str, args: flowrl.Args, algorithm=flowrl):
+    """A jitted function of `PROGRAMS`, and the shapes of its arguments. algorithm: its module."""
     if what in SIZES:
-        return _learning(what, *SIZES[what], args)
+        return _learning(what, *SIZES[what], args, algorithm)
     count = 2 * args.eval_episodes if what == "evaluate" else args.num_envs
     args = dataclasses.replace(args, num_envs=count)
     env = envs.make(args.env_id, count, "mjx", seed=1, num_threads=1)
-    state = jax.eval_shape(functools.partial(flowrl.init_state, env, args))
+    state = jax.eval_shape(functools.partial(algorithm.init_state, env, args))
     if what == "train":
-        chunk = functools.partial(flowrl.train_chunk, env=env, args=args)
+        chunk = functools.partial(algorithm.train_chunk, env=env, args=args)
         return jax.jit(chunk, donate_argnums=0), (state,)
     if what == "physics":
         action = jax.ShapeDtypeStruct((count, env.action_size), jnp.float32)
         return jax.jit(env.step), (state.env, action)
-    evaluate = functools.partial(flowrl.POLICY.evaluate, env=env, args=args)
+    evaluate = functools.partial(algorithm.POLICY.evaluate, env=env, args=args)
     return jax.jit(evaluate), (state.learner, state.env, state.key)
 
 
-def _learning(what: str, obs_size: int, action_size: int, args: flowrl.Args):
-    """One update, or all of a step."""
+def _learning(what: str, obs_size: int, action_size: int, args: flowrl.Args, algorithm):
+    """One update, or all of a step, of a kind of FlowRL."""
     leading = (args.updates_per_step, args.batch_size)[what == "update" :]
-    init = functools.partial(flowrl.init_learner, jax.random.key(0), obs_size, action_size, args)
+    init = functools.partial(algorithm.init_learner, jax.random.key(0), obs_size, action_size, args)
     obs, action, one = (jnp.zeros(n) for n in (obs_size, action_size, 1))
     batch = flowrl.Transition(obs, action, jnp.zeros(()), obs, jnp.zeros((), bool))
     noise = flowrl.UpdateNoise(action, action, action, one)
     shape = lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype)  # noqa: E731
     given = jax.tree.map(shape, (batch, noise))
-    function = functools.partial(getattr(flowrl, what), args=args)
+    function = functools.partial(flowrl.learn, args=args, update=algorithm.update)
+    if what == "update":
+        function = functools.partial(algorithm.update, args=args)
     return jax.jit(function, donate_argnums=0), (jax.eval_shape(init), *given)
 
 
@@ -147,13 +150,14 @@ def compiled(function, shapes):
     return result, time.perf_counter() - start
 
 
-def rows(what: str, args: flowrl.Args) -> list[dict[str, str]]:
+def rows(what: str, args: flowrl.Args, algorithm=flowrl) -> list[dict[str, str]]:
     """The rows of one program."""
-    result, seconds = compiled(*program(what, args))
+    result, seconds = compiled(*program(what, args, algorithm))
     memory = result.memory_analysis()
     kinds = ("argument", "alias", "temp")
     mib = {k: f"{getattr(memory, f'{k}_size_in_bytes') / 2**20:.0f}" for k in kinds}
-    same = {"program": what, "env_id": "" if what in SIZES else args.env_id}
+    same = {"algorithm": algorithm.__name__, "program": what}
+    same |= {"env_id": "" if what in SIZES else args.env_id}
     same |= {"compute_dtype": args.compute_dtype, "matmul_precision": args.matmul_precision}
     total = {f"{kind}, MiB": size for kind, size in mib.items()}
     total |= {"compile, s": f"{seconds:.0f}", "jax": jax.__version__}
@@ -168,15 +172,17 @@ def main() -> None:
     parser.add_argument("programs", nargs="*", default=PROGRAMS, help=", ".join(PROGRAMS))
     parser.add_argument("--env-id", default="humanoid-run")
     parser.add_argument("--compute-dtype", default="float32")
+    parser.add_argument("--algorithm", default="flowrl_jax", help="or flowrl_hlgauss_jax")
     chosen = parser.parse_args()
+    algorithm = importlib.import_module(chosen.algorithm)
     settings = flowrl.PRESETS["gpu"] | {"compute_dtype": chosen.compute_dtype}
-    args = flowrl.Args(**settings, env_id=chosen.env_id, preset="gpu")
+    args = algorithm.Args(**settings, env_id=chosen.env_id, preset="gpu")
     path = HERE / "accelerator_program.csv"
     for what in chosen.programs:
-        new = rows(what, args)
+        new = rows(what, args, algorithm)
         for row in new:
             print(*row.values(), sep=" | ", flush=True)
-        names = ("program", "env_id", "compute_dtype", "matmul_precision")
+        names = ("algorithm", "program", "env_id", "compute_dtype", "matmul_precision")
         kept = list(csv.DictReader(path.open())) if path.exists() else []
         kept = [row for row in kept if any(row[name] != new[0][name] for name in names)]
         with path.open("w", newline="") as file:

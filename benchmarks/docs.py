@@ -9,6 +9,7 @@ is several, in one of the pages; tests/test_docs.py compares what it can recompu
 import csv
 import dataclasses
 import importlib
+import json
 import pathlib
 import re
 import sys
@@ -71,7 +72,8 @@ def flag_rows(algorithm: contract.Algorithm) -> dict[str, tuple[str, ...]]:
 def flags() -> str:
     """Every flag of FlowRL, grouped as in --help, and what other algorithms have of their own.
 
-    That is their fields, and the flags of any run for which their presets have other values.
+    That is their fields, and the flags of any run for which their presets have other values; where
+    their flags extend FlowRL's, what is not as there.
     """
     found = algorithms()
     first, *others = found.values()
@@ -83,7 +85,8 @@ def flags() -> str:
     run = {field.name for field in dataclasses.fields(contract.RunArgs)}
     for other in others:
         own = flag_rows(other)
-        rows = [row for name, row in own.items() if name not in run or row != shared[name]]
+        known = set(shared) if issubclass(other.args, first.args) else run
+        rows = [row for name, row in own.items() if name not in known or row != shared[name]]
         table = markdown(_flag_header(other), rows)
         parts.append(f"## Algorithm: `{other.name}.py`\n\n{table}")
     return "\n\n".join(parts)
@@ -207,7 +210,11 @@ LAUNCHED = {  # in the chunk of accelerator_program.csv, by path
 
 def launches() -> str:
     """What a training step launches on a GPU, by nest of loops."""
-    found = {r["path"]: r for r in rows("accelerator_program.csv") if r["program"] == "train"}
+    found = {
+        r["path"]: r
+        for r in rows("accelerator_program.csv")
+        if (r["algorithm"], r["program"]) == ("flowrl_jax", "train")
+    }
     lines = []
     for path, what in LAUNCHED.items():
         row = found[path]
@@ -226,6 +233,20 @@ def precision() -> str:
     names = list(next(iter(table.values())))
     lines = [(*key, *(cells[name] for name in names)) for key, cells in sorted(table.items())]
     return markdown(f"precision | after updates | {' | '.join(names)}", lines)
+
+
+def policies() -> str:
+    """The policies that anyone can play, and what they return."""
+    lines = []
+    for folder in sorted(path for path in (ROOT / "policies").iterdir() if path.is_dir()):
+        config = json.loads((folder / "config.json").read_text())
+        first = json.loads((folder / "evaluation.json").read_text())[:2]  # the two kinds
+        cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
+        args = config["args"]
+        steps = f"{args['total_timesteps']:,}"
+        lines.append((f"`policies/{folder.name}`", f"{config['algorithm']}, {args['preset']}"))
+        lines[-1] += (str(args["seed"]), steps, *cells)
+    return markdown("folder | algorithm, preset | seed | steps | sampled x0 | x0 = 0", lines)
 
 
 def speed() -> str:
@@ -252,7 +273,7 @@ def speed() -> str:
 def with_line_numbers(text: str) -> str:
     """Corrects every "`name` (line 123)" to where `name` is defined in flowrl_jax.py.
 
-    And "`sac_jax.name` (line 123)" to where it is in sac_jax.py.
+    And "`sac_jax.name` (line 123)" to where it is in sac_jax.py, or another algorithm's file.
     """
 
     def number(match: re.Match) -> str:
@@ -284,6 +305,7 @@ TABLES = {
     "checkpoint cost": checkpoint_cost,
     "launches": launches,
     "precision": precision,
+    "policies": policies,
 }
 
 

@@ -26,11 +26,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import mujoco
 import numpy as np
-from dm_control import suite
 
 import envs
 from benchmarks import humanoid_bench
 from engines.mjx import with_contacts
+from tasks import resets
 from tasks.resets import episode_rows, read_rows, write_rows
 
 STEPS = {"native": 200, "mjx": 20, "warp": 20}  # states compared, spread over 200 control steps
@@ -66,7 +66,7 @@ def load_original(env_id: str, seed: int):
     """The environment that ours is compared with: dm_control's, or HumanoidBench's in numpy."""
     if env_id.startswith("h1-"):
         return humanoid_bench.load(env_id, {"random": seed})
-    return suite.load(*env_id.split("-", 1), task_kwargs={"random": seed})
+    return resets.load_original(envs.load_task(env_id), seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +162,9 @@ def record_steps(
     random, spec = np.random.default_rng(seed), original.action_spec()
     model, data, rows = original.physics.model.ptr, original.physics.data, []
     changed = episode_rows(reduce(model, task, engine), task.episode)
-    middle = ((spec.maximum + spec.minimum) / 2).astype(np.float32)
-    half_range = ((spec.maximum - spec.minimum) / 2).astype(np.float32)
+    low, high = task.model.actuator_ctrlrange.T  # the original's own, where it has a range
+    middle = ((high + low) / 2).astype(np.float32)
+    half_range = ((high - low) / 2).astype(np.float32)
     action = np.zeros(spec.shape)
     for i in range(steps):
         if i % PLAYS[play] == 0:
@@ -182,10 +183,16 @@ def record_steps(
         ctrl = middle.astype(np.float64) + half_range.astype(np.float64) * row["action"]
         outcome = original.step(ctrl.astype(np.float32).astype(np.float64))
         row["obs"], row["reward"] = flatten(outcome.observation), np.array(outcome.reward)
-        ended = getattr(original.task, "terminated", lambda physics: False)
-        row["terminated"] = np.array(ended(original.physics))
+        row["terminated"] = np.array(ended(original))
         rows.append(row)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def ended(original) -> bool:
+    """Whether the original's task, not its time limit, ends the episode in its present state."""
+    if hasattr(original.task, "terminated"):  # HumanoidBench's in numpy
+        return bool(original.task.terminated(original.physics))
+    return original.task.get_termination(original.physics) is not None
 
 
 def _largest(ours: jax.Array, theirs: np.ndarray) -> tuple[float, float]:

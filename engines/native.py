@@ -1,5 +1,6 @@
 """MuJoCo in C, as a part of a jitted program."""
 
+import copy
 import hashlib
 import math
 import os
@@ -13,7 +14,7 @@ import mujoco.batch
 import numpy as np
 
 from engines import PhysicsState, host_call
-from tasks.resets import read_rows
+from tasks.resets import read_rows, write_rows
 
 MAX_PERSISTENT = 512  # environments whose MjData stay; more of them leave the processor's cache
 
@@ -33,10 +34,15 @@ class NativeEngine:
         # A diverged state must come back as it is, to be counted, and not be reset in silence.
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self._num_substeps = num_substeps
-        # With more substeps the cache costs more than it saves; and it holds for one model.
-        self._persistent = num_substeps == 1 and not self._rows
+        # With more substeps the cache costs more than it saves; it holds for one model; and of two
+        # calls the second would find another simulation's forces and accelerations (touch sensors).
+        late = (model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC).any()
+        self._persistent = num_substeps == 1 and not self._rows and not late
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        # Some values MuJoCo's batches cannot vary, such as a height field.
+        self._own_models = any(field not in mujoco.batch.MODEL_FIELDS for field in rows)
         self._batches: dict[int, mujoco.batch.Batch] = {}
+        self._models: dict[int, OwnModels] = {}
         self._lock = threading.Lock()
         sizes = [model.nq, model.nv, model.na, model.nv]
         self._output_size = sum(sizes) + model.nsensordata
@@ -86,23 +92,77 @@ class NativeEngine:
                 )
             batch = self._batches[count]
             state = (batch.qpos, batch.qvel, batch.act, batch.qacc_warmstart)
-            fields = [(batch.expand(field), ids) for field, ids in self._rows.items()]
             values = np.split(inputs.reshape(count, -1), self._splits, axis=1)
             for array, value in zip((*state, batch.ctrl), values, strict=False):
                 array[:] = value
-            for (array, ids), value in zip(fields, values[5:], strict=True):
-                array[:, ids] = value.reshape(array[:, ids].shape)
+            episode = dict(zip(self._rows, values[5:], strict=True))
             sensordata = batch.bind("sensordata")
-            if self._persistent:  # in two calls also where nothing is kept: the same bits
+            if self._own_models:
+                if count not in self._models:
+                    self._models[count] = OwnModels(self._model, self._rows, count)
+                step = self._models[count].step
+                failed, sensordata = step(batch, episode, self._num_substeps)
+            elif self._persistent:  # in two calls also where nothing is kept: the same bits
                 failed = _failures(batch.step)
                 for array in state:
                     array[:] = array.astype(np.float32)
                 failed += _failures(batch.forward, stage=velocity_stage)
             else:
+                for field, ids in self._rows.items():
+                    array = batch.expand(field)
+                    array[:, ids] = episode[field].reshape(array[:, ids].shape)
                 failed = _failures(batch.step, nstep=self._num_substeps, stage=velocity_stage)
             result = np.concatenate((*state, sensordata), axis=1, dtype=np.float32)
             result[failed] = np.nan  # to be contained and counted as any state that is not finite
         return result.reshape(*leading, self._output_size)
+
+
+class OwnModels:
+    """A model for each simulation of a batch: for an episode's values that a batch cannot vary.
+
+    Substeps compute no sensor of the position and velocity stages, as nobody would read it: the
+    quadruped's rangefinders are 95% of a substep on a height field.
+    """
+
+    def __init__(self, model: mujoco.MjModel, rows: dict[str, np.ndarray], count: int):
+        self._rows, self._models = rows, [copy.copy(model) for _ in range(count)]
+        stages, last = model.sensor_needstage, mujoco.mjtStage.mjSTAGE_ACC.value
+        self._own_stages = np.array(stages)
+        self._late_stages = np.where(stages == last, last, mujoco.mjtStage.mjSTAGE_NONE.value)
+        self._late = np.repeat(stages == last, model.sensor_dim)  # (nsensordata,)
+
+    def step(
+        self, batch: mujoco.batch.Batch, episode: dict[str, np.ndarray], num_substeps: int
+    ) -> tuple[list[int], np.ndarray]:
+        """Steps a batch that has its states and controls.
+
+        Args:
+          batch: of N simulations.
+          episode: field of the model -> (N, k * dim).
+          num_substeps: of the control step.
+
+        Returns the simulations that failed, and the sensors (N, nsensordata).
+        """
+        self._write(episode)
+        self._compute(batch, self._late_stages)
+        failed = _failures(batch.step, nstep=num_substeps)
+        late = np.array(batch.bind("sensordata"))
+        self._compute(batch, self._own_stages)
+        failed += _failures(batch.forward, stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+        return failed, np.where(self._late, late, batch.bind("sensordata"))
+
+    def _write(self, episode: dict[str, np.ndarray]) -> None:
+        for i, model in enumerate(self._models):
+            own = {field: value[i] for field, value in episode.items()}
+            its = read_rows(model, self._rows)
+            if any((its[field].ravel() != value).any() for field, value in own.items()):
+                write_rows(model, self._rows, own)
+
+    def _compute(self, batch: mujoco.batch.Batch, stages: np.ndarray) -> None:
+        """Says at which stage each sensor is computed, and tells the batch of all changes."""
+        for model in self._models:
+            model.sensor_needstage[:] = stages
+        batch.set_models(self._models)
 
 
 def _digest(model: mujoco.MjModel, num_substeps: int, num_threads: int, rows: dict) -> str:

@@ -37,7 +37,7 @@ class Task:
       episode: what a reset changes in the model: field of MjModel -> names of the elements whose
         rows it draws; no names: all rows.
       differences: what differs from the original, for the table of tasks; empty for nothing.
-      engines: those that can step it.
+      cannot: the engines that cannot step it, each with the reason, for the table of tasks.
       mjx_floor: on `mjx`, the geoms that touch anything, and then only `mjx_obstacles`; no names:
         all contacts of the model.
       mjx_obstacles: geoms that they touch.
@@ -47,6 +47,9 @@ class Task:
       success: the return of an episode that counts as success, or None.
       starts: seed -> the initial states, with the attributes of `InitialStates`; None for
         dm_control's.
+      prepare: changes dm_control's own environment of the task, once, so that its resets draw
+        all that an episode changes, and need no display; None for one that does so as it is.
+      time_limit: of an episode, s, where dm_control's has none; None for dm_control's.
     """
 
     domain: str
@@ -57,10 +60,17 @@ class Task:
     terminated: Callable[[Physics], jax.Array] | None = None
     episode: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     differences: str = ""
-    engines: tuple[str, ...] = ENGINES
+    cannot: dict[str, str] = dataclasses.field(default_factory=dict)
     mjx_floor: tuple[str, ...] = ()
     mjx_obstacles: tuple[str, ...] = ("floor",)
     memory: dict[str, float] = dataclasses.field(default_factory=dict)
     remember: Callable[[Physics], dict[str, jax.Array]] | None = None
     success: float | None = None
     starts: Callable[[int], Any] | None = None
+    prepare: Callable[[Any], None] | None = None
+    time_limit: float | None = None
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those that can step it."""
+        return tuple(engine for engine in ENGINES if engine not in self.cannot)

@@ -8,8 +8,8 @@ import copy
 import mujoco
 import numpy as np
 
-from tasks.models import import_dm_control
-from tasks.resets import reseed
+from tasks.base import Task
+from tasks.resets import load_original, reseed
 
 
 class Original:
@@ -18,13 +18,12 @@ class Original:
     `control_timestep`: s.
     """
 
-    def __init__(self, domain: str, name: str, seed: int):
+    def __init__(self, task: Task, seed: int):
         self._seed = seed
-        self._env = import_dm_control("suite").load(domain, name, task_kwargs={"random": seed})
+        self._env = load_original(task, seed)
         self.restart()
-        spec = self._env.action_spec()
-        self._middle = (spec.maximum + spec.minimum) / 2
-        self._half_range = (spec.maximum - spec.minimum) / 2
+        low, high = task.model.actuator_ctrlrange.T  # dm_control's, where it has one
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
         self.control_timestep: float = self._env.control_timestep()
 
     def restart(self) -> None:
@@ -36,7 +35,11 @@ class Original:
         return flatten(self._env.reset().observation)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        """One control step. action: (A,) in [-1, 1]. Returns observation, reward, and the end."""
+        """One control step. action: (A,), clipped to [-1, 1] as `VectorEnv.step` does.
+
+        Returns observation, reward, and the end.
+        """
+        action = np.clip(action, -1.0, 1.0)  # not every actuator has a range of its own
         outcome = self._env.step(self._middle + self._half_range * action)
         return flatten(outcome.observation), outcome.reward, outcome.last()
 

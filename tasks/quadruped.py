@@ -1,7 +1,5 @@
-"""The quadruped domain: walk, run or fetch a ball on four legs (dm_control/suite/quadruped.py).
-
-The domain's `escape` is left out: every reset draws a new terrain of 201 x 201 heights, and
-MuJoCo's batches share one.
+"""The quadruped domain: walk, run, fetch a ball, or climb out of a bowl, on four legs
+(dm_control/suite/quadruped.py).
 """
 
 import functools
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
+from tasks import quadruped_terrain
 from tasks.base import Physics, Task
 from tasks.models import add_frame_sensors, hinge_slices, read_spec
 from tasks.rewards import tolerance
@@ -19,8 +18,8 @@ WALK_SPEED = 0.5  # m/s, forward speed of the torso for full reward
 RUN_SPEED = 5.0  # m/s
 TIME_LIMIT = 20.0  # s, for which the floor must be long enough at the target speed
 
-# task -> target speed in m/s, None for the task with a ball
-TASKS = {"walk": WALK_SPEED, "run": RUN_SPEED, "fetch": None}
+# task -> target speed in m/s, None for the tasks with a ball and in a bowl
+TASKS = {"walk": WALK_SPEED, "run": RUN_SPEED, "escape": None, "fetch": None}
 LEGS = ("front_left", "front_right", "back_right", "back_left")
 TOES = ("toe_front_left", "toe_back_left", "toe_back_right", "toe_front_right")
 FORCE_TORQUE = tuple(f"{kind}_toe_{leg}" for kind in ("force", "torque") for leg in LEGS)
@@ -28,23 +27,25 @@ FORCE_TORQUE = tuple(f"{kind}_toe_{leg}" for kind in ("force", "torque") for leg
 
 def load(name: str) -> Task:
     """Returns the task called `name`, a key of TASKS."""
-    speed = TASKS[name]
-    fetches = speed is None
-    options = {"walls_and_ball": True} if fetches else {"floor_size": TIME_LIMIT * speed}
-    spec = read_spec("quadruped", "make_model", **options)
-    add_frame_sensors(spec, "body", ("torso",), "pos", "xaxis", "yaxis", "zaxis")
-    if fetches:
+    if name == "escape":
+        spec = quadruped_terrain.read_terrain_spec()
+    elif name == "fetch":
+        spec = read_spec("quadruped", "make_model", walls_and_ball=True)
         add_frame_sensors(spec, "body", ("ball",), "pos")
         add_frame_sensors(spec, "site", ("workspace", "target"), "pos")
+    else:
+        spec = read_spec("quadruped", "make_model", floor_size=TIME_LIMIT * TASKS[name])
+    add_frame_sensors(spec, "body", ("torso",), "pos", "xaxis", "yaxis", "zaxis")
     model = spec.compile()
-    observe = functools.partial(_observe, *hinge_slices(model))
-    if fetches:
+    common = functools.partial(_observe, *hinge_slices(model))
+    if name == "escape":
+        sees = lambda p: jnp.append(common(p), origin(p))  # noqa: E731
+        return quadruped_terrain.escape(model, sees, functools.partial(_upright, deviation=20))
+    if name == "fetch":
         ball = int(model.joint("ball_root").dofadr[0])
-        reward = _fetch_reward(model)
-        return Task(
-            "quadruped", name, model, lambda p: jnp.append(observe(p), _ball(p, ball)), reward
-        )
-    return Task("quadruped", name, model, observe, lambda p: _move_reward(p, speed))
+        observe = lambda p: jnp.append(common(p), _ball(p, ball))  # noqa: E731
+        return Task("quadruped", name, model, observe, _fetch_reward(model))
+    return Task("quadruped", name, model, common, lambda p: _move_reward(p, TASKS[name]))
 
 
 def torso_frame(physics: Physics) -> jax.Array:
@@ -92,6 +93,11 @@ def target_position(physics: Physics) -> jax.Array:
     return (physics.sensors["target_pos"] - physics.sensors["torso_pos"]) @ torso_frame(physics)
 
 
+def origin(physics: Physics) -> jax.Array:
+    """The middle of the bowl relative to the torso, in the torso's frame, m. (3,)"""
+    return -physics.sensors["torso_pos"] @ torso_frame(physics)
+
+
 def ball_distance(physics: Physics, site: str) -> jax.Array:
     """Horizontal distance from the ball to the site "workspace" or "target", m. ()"""
     return jnp.linalg.norm((physics.sensors[f"{site}_pos"] - physics.sensors["ball_pos"])[:2])
@@ -115,8 +121,10 @@ def _ball(physics: Physics, ball: int) -> jax.Array:
     return jnp.concatenate([ball_state(physics, ball), target_position(physics)])
 
 
-def _upright(physics: Physics) -> jax.Array:
-    return tolerance(torso_upright(physics), (1, math.inf), 2, "linear", value_at_margin=0)
+def _upright(physics: Physics, deviation: float = 0) -> jax.Array:
+    """1 up to `deviation` degrees from upright, and 0 upside down. ()"""
+    least = math.cos(math.radians(deviation))
+    return tolerance(torso_upright(physics), (least, math.inf), 1 + least, "linear", 0)
 
 
 def _move_reward(physics: Physics, speed: float) -> jax.Array:

@@ -17,6 +17,7 @@ TASKS = (
     "hopper-hop",
     "humanoid-run",
     "humanoid_CMU-run",
+    "lqr-lqr_6_2",
     "manipulator-insert_peg",
     "pendulum-swingup",
     "point_mass-hard",

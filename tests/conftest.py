@@ -24,6 +24,7 @@ OPTIONAL = {
     "mujoco_playground": "optional",
     "brax": "optional",
     "wandb": "optional",
+    "nbclient": "optional",
 }
 
 

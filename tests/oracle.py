@@ -112,6 +112,52 @@ def policy_loss(theta, phi, batch, noise, w, args):
     return -min_q(phi, batch.obs, a).mean() + w2
 
 
+# --- FlowRL with categorical critics: flowrl_hlgauss_jax.py's equations ---------------------------
+
+
+def normal_obs(mean, var, s):
+    """(7)"""
+    return np.clip((s - mean) / np.sqrt(var + 1e-4), -10, 10)
+
+
+def log_probabilities(params, head, s, a):
+    """log p of (8), of one head: (B, K)."""
+    (heads,) = params["params"].values()
+    h = np.concatenate([s, a], axis=1)
+    p = {k: {n: w[head] for n, w in v.items()} for k, v in heads.items()}
+    h = _norm(_dense(h, p["Dense_0"]), p["LayerNorm_0"])
+    h = _gelu(_norm(_dense(h, p["Dense_1"]), p["LayerNorm_1"]))
+    h = _gelu(_norm(_dense(h, p["Dense_2"]), p["LayerNorm_2"]))
+    logits = _dense(_norm(_dense(h, p["Dense_3"]), p["LayerNorm_3"]), p["Dense_4"])
+    top = logits.max(axis=1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+
+
+def categorical_q(params, head, s, a, low, high):
+    """(8)"""
+    p = np.exp(log_probabilities(params, head, s, a))
+    width = (high - low) / p.shape[1]
+    return sum(p[:, k] * (low + (k + 0.5) * width) for k in range(p.shape[1]))
+
+
+def hl_gauss(y, low, high, bins):
+    """(9): the mass of a normal around y in each bin, of its mass in all of them."""
+    width = (high - low) / bins
+    sigma, mass = 0.75 * width, np.zeros((len(y), bins))
+    for i, value in enumerate(np.clip(y, low, high)):
+        for k in range(bins):
+            left, right = low + k * width, low + (k + 1) * width
+            z = [(edge - value) / (sigma * math.sqrt(2)) for edge in (left, right)]
+            mass[i, k] = (math.erf(z[1]) - math.erf(z[0])) / 2
+    return mass / mass.sum(axis=1, keepdims=True)
+
+
+def cross_entropy(params, head, batch, target):
+    """(2), (3) of one head."""
+    log_p = log_probabilities(params, head, batch.obs, batch.action)
+    return -np.mean((target * log_p).sum(axis=1))
+
+
 # --- Soft Actor-Critic: sac_jax.py's equations ----------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from dm_control import suite
 import envs
 import vector_env
 from benchmarks import parity
-from engines import mjx
+from engines import PhysicsState, mjx, native
 from tasks.models import read_spec
 
 N = 4
@@ -82,7 +82,8 @@ def test_interface(env_id):
     assert after.reward.shape == after.terminated.shape == after.truncated.shape == (N,)
     assert np.isfinite(after.obs).all()
     highest = {"h1-maze": 101, "h1-reach": 20}.get(env_id, 1)  # a checkpoint's bonus; a hand's
-    assert ((after.reward >= 0) & (after.reward <= highest)).all()
+    lowest = -np.inf if env_id.startswith("lqr-") else 0  # a cost has no bound
+    assert ((after.reward >= lowest) & (after.reward <= highest)).all()
     assert np.ptp(np.asarray(state.obs), axis=0).max() > 0, "initial states are random"
     assert not np.array_equal(state.obs, after.obs)
 
@@ -378,6 +379,9 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
         same(after.warmstart[i], data.qacc_warmstart)
 
 
+AUTO = {"walker-run": "warp", "dog-fetch": "warp", "quadruped-escape": "native"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag", "hint"),
     [
@@ -386,7 +390,8 @@ def test_native_steps_as_one_fresh_simulation_would_whatever_it_did_before(env_i
         (("walker-run", 0), "--num-envs", "at least 1"),
         (("walker-run", -3), "--num-envs", "at least 1"),
         (("walker-run", 1, "brax"), "--engine", "native"),
-        (("dog-fetch", 1, "mjx"), "--engine", "use --engine native or warp"),
+        (("dog-fetch", 1, "mjx"), "--engine", "hold the ball; use --engine native or warp"),
+        (("quadruped-escape", 1, "warp"), "--engine", "heights for all environments; use --engine"),
         (("walker-run", 1, "native", 0, -1), "--num-threads", "or more"),
         (("walker-run", 1, "native", -1), "--seed", "needs 0 to"),
     ],
@@ -398,6 +403,14 @@ def test_bad_requests_are_one_line_that_names_the_flag(arguments, flag, hint):
     assert message.startswith(flag)
     assert hint in message
     assert "\n" not in message
+
+
+def test_auto_leaves_out_what_cannot_step_the_task(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(envs, "_on_cuda", lambda: True)
+    monkeypatch.setattr(envs, "_importable", lambda name: True)
+    chosen = [envs.choose_engine("auto", envs.load_task(env_id).cannot) for env_id in AUTO]
+    assert chosen == list(AUTO.values())
 
 
 def test_engine_that_this_machine_lacks(monkeypatch):
@@ -412,9 +425,10 @@ def test_reset_to_refuses_the_wrong_number_of_states():
         env.reset_to(np.zeros((3, 1)), np.zeros((3, 1)))
 
 
-def test_import_and_make_are_silent_and_need_no_display():
+@pytest.mark.parametrize("env_id", ["cheetah-run", "quadruped-escape"])
+def test_import_and_make_are_silent_and_need_no_display(env_id):
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MUJOCO_GL")}
-    code = "import envs; envs.make('cheetah-run', 1, 'native')"
+    code = f"import envs; envs.make('{env_id}', 1, 'native')"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -423,3 +437,26 @@ def test_import_and_make_are_silent_and_need_no_display():
         cwd=os.path.dirname(envs.__file__),
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_forces_are_the_simulations_own_however_many_there_are():
+    """A touch sensor is of the step's last stage; data of simulations share memory above 512."""
+    xml = """<mujoco><worldbody><geom type="plane" size="1 1 1"/>
+        <body pos="0 0 0.1"><joint type="slide" axis="0 0 1"/><geom size="0.1"/>
+        <site name="s" size="0.11"/></body></worldbody>
+        <sensor><touch site="s"/></sensor></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(xml)
+    count = native.MAX_PERSISTENT + 88
+    heights = np.linspace(-0.02, 0.01, count, dtype=np.float32)[:, None]
+    zeros = jnp.zeros((count, 1))
+    state = PhysicsState(jnp.asarray(heights), zeros, jnp.zeros((count, 0)), zeros)
+    engine = native.NativeEngine(model, 1, 1, {})
+    _, touch, _ = jax.jit(engine.step)(state, jnp.zeros((count, 0)), {})
+    expected = []
+    for height in heights:
+        data = mujoco.MjData(model)
+        data.qpos[:] = height
+        mujoco.mj_step(model, data)
+        expected.append(data.sensordata.copy())
+    assert np.ptp(expected) > 10
+    np.testing.assert_allclose(touch, expected, rtol=1e-4, atol=1e-4)

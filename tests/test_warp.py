@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import envs
+import flowrl_jax as flowrl
 import vector_env
 from engines import buffers
 
@@ -201,3 +202,19 @@ def test_auto_suits_the_device(monkeypatch, backend, platform, kind, installed, 
 def test_headroom_that_makes_no_sense(headroom):
     with pytest.raises(envs.UsageError, match="--warp-headroom"):
         envs.make("pendulum-swingup", 1, "native", headroom=headroom)
+
+
+@needs_warp
+@pytest.mark.slow
+def test_training_and_evaluation_can_be_lowered_for_a_gpu():
+    """Not exported, as with `mjx`: a call of Warp's kernels belongs to this process."""
+    sizes = dict(num_envs=N, hidden_size=8, batch_size=8, updates_per_step=2, buffer_size=64)
+    args = flowrl.Args(env_id="cartpole-balance", log_interval=8, eval_episodes=2, **sizes)
+    env = make(args.env_id)
+    state = jax.eval_shape(functools.partial(flowrl.init_state, env, args))
+    chunk = jax.jit(functools.partial(flowrl.train_chunk, env=env, args=args), donate_argnums=0)
+    evaluate = jax.jit(functools.partial(flowrl.POLICY.evaluate, env=env, args=args))
+    for program, given in ((chunk, (state,)), (evaluate, (state.learner, state.env, state.key))):
+        text = program.trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+        assert "stablehlo.custom_call @jax_callable" in text  # Warp's own kernels
+        assert "callback" not in text

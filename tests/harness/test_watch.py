@@ -63,10 +63,18 @@ def swim(obs, key=None):
     return 0.5 * jnp.sin(obs[:, :5])
 
 
+@jax.jit
+def hold(obs, key=None):
+    """Something that brings lqr's first mass to rest: (B, 4) -> (B, 1)."""
+    return -0.5 * obs[:, 2:3]
+
+
 # --- playing --------------------------------------------------------------------------------------
 
+PLAYED = (("cartpole-balance", balance), ("fish-swim", swim), ("lqr-lqr_2_1", hold))
 
-@pytest.mark.parametrize(("env_id", "act"), [("cartpole-balance", balance), ("fish-swim", swim)])
+
+@pytest.mark.parametrize(("env_id", "act"), PLAYED)
 def test_returns_are_those_of_the_original_environment(env_id, act):
     env = envs.make(env_id, 3, "native", seed=11, num_threads=1)
     ours = watch.play(env, act, env.first_states(), jax.jit(env.step))
@@ -76,9 +84,9 @@ def test_returns_are_those_of_the_original_environment(env_id, act):
     assert np.ptp(ours.returns) > 0.02, "three different initial states"
     # The poses that are drawn begin alike and stay alike, and so does what the episode changed.
     np.testing.assert_allclose(ours.motion.qpos, original.motion.qpos, atol=1e-3)
-    np.testing.assert_allclose(
-        ours.motion.model.geom_pos, original.motion.model.geom_pos, atol=1e-6
-    )
+    for field in ("geom_pos", "jnt_stiffness"):
+        mine, its = (getattr(played.motion.model, field) for played in (ours, original))
+        np.testing.assert_allclose(mine, its, atol=1e-6)
     assert ours.motion.timestep == pytest.approx(original.motion.timestep)
     assert len(ours.motion.qpos) == env.episode_length
 

@@ -1,0 +1,324 @@
+"""FlowRL with categorical critics against a numpy oracle, and small problems with known answers."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from samples import OBS, A, B, directional, float64, make_batch, perturbed
+
+import envs
+import flowrl_hlgauss_jax as hl
+import flowrl_jax as flowrl
+import numpy_policy
+from benchmarks import bandit
+from harness import command_line, parallel
+
+SMALL = dict(hidden_size=32, batch_size=B, num_envs=4, num_bins=12, v_min=-2.0, v_max=4.0)
+SMALL = dataclasses.replace(hl.Args(), **SMALL)
+RANGE = (SMALL.v_min, SMALL.v_max)
+NOISE = flowrl.draw_update_noise(jax.random.key(7), B, A)
+UPDATE = jax.jit(hl.update, static_argnums=(3, 4))
+INIT = jax.jit(hl.init_learner, static_argnums=(1, 2, 3))
+
+
+def make_learner(args=SMALL):
+    """All networks away from their start, and statistics of 3 batches that were far from normal."""
+    state = INIT(jax.random.key(0), OBS, A, args)
+    theta = state.velocity_field.params
+    rng = np.random.default_rng(5)
+    seen = {"mean": rng.standard_normal(OBS), "var": rng.uniform(0.1, 9, OBS), "count": 3.0}
+    seen = jax.tree.map(jnp.float32, seen)
+    theta = {"params": perturbed(theta["params"], 1), "obs": seen}
+    return state.replace(
+        velocity_field=state.velocity_field.replace(params=theta),
+        critics=state.critics.replace(params=perturbed(state.critics.params, 2)),
+        behaviour_value=state.behaviour_value.replace(
+            params=perturbed(state.behaviour_value.params, 3)
+        ),
+        target_critics=perturbed(state.target_critics, 4),
+    )
+
+
+# ------------------------------------------------------------------------------- distributions
+
+
+def test_a_value_as_a_distribution_is_the_oracles():
+    y = np.array([-7.0, -2.0, -1.9, 0.0, 0.31, 1.77, 4.0, 99.0], np.float32)
+    found = hl.hl_gauss(y, SMALL)
+    np.testing.assert_allclose(found, oracle.hl_gauss(y, *RANGE, 12), atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_the_mean_of_a_distribution_is_the_value_away_from_the_edges():
+    """Three bins from an edge: a bell cut off there has another mean."""
+    y = jnp.linspace(-2 + 1.5, 4 - 1.5, 50)
+    logits = jnp.log(hl.hl_gauss(y, SMALL))
+    np.testing.assert_allclose(hl.mean_value(logits, SMALL), y, atol=5e-4)
+    at_edge = hl.mean_value(jnp.log(hl.hl_gauss(jnp.array([-2.0]), SMALL)), SMALL)
+    assert at_edge > -2 + 0.2
+    args = hl.Args()  # so that the defaults leave room around all returns of rewards in [0, 1]
+    y = jnp.linspace(0, 1 / (1 - args.gamma), 500)
+    mean = hl.mean_value(jnp.log(hl.hl_gauss(y, args) + 1e-30), args)
+    np.testing.assert_allclose(mean, y, atol=0.01)
+
+
+# -------------------------------------------------------------------------------- observations
+
+
+def test_statistics_are_those_of_all_batches():
+    """Also where the mean is large beside the spread, in float32."""
+    rng = np.random.default_rng(0)
+    batches = rng.normal([0, 50, -3], [1, 0.1, 40], (20, B, 3)).astype(np.float32)
+    statistics = hl.init_statistics(3)
+    for batch in batches:
+        statistics = hl.count_batch(statistics, batch)
+    together = batches.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(statistics["mean"], together.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], together.var(axis=0), rtol=1e-3)
+    assert statistics["count"] == 20
+
+
+def test_no_statistics_leave_observations_as_they_are():
+    theta = {"obs": hl.init_statistics(3)}
+    np.testing.assert_allclose(hl.normalise(theta, jnp.ones(3)), 1, atol=1e-4)
+    np.testing.assert_array_equal(hl.normalise(theta, 1e9 * jnp.array([1.0, -1, 0])), [10, -10, 0])
+
+
+def test_a_constant_observation_stays_finite():
+    statistics = hl.count_batch(hl.init_statistics(2), jnp.full((B, 2), 7.0))
+    np.testing.assert_allclose(statistics["var"], 0, atol=1e-6)
+    np.testing.assert_allclose(hl.normalise({"obs": statistics}, jnp.full(2, 7.0)), 0, atol=1e-5)
+
+
+# --------------------------------------------------------------- an update against the oracle
+
+
+@pytest.fixture(scope="module")
+def updated():
+    """An update from `make_learner`: before, after, metrics, and what it saw, in float64."""
+    state, batch = make_learner(), make_batch()
+    after, metrics = UPDATE(state, batch, NOISE, SMALL, 1)
+    seen, s = float64(state.velocity_field.params["obs"]), float64(batch.obs)
+    delta = s.mean(axis=0) - seen["mean"]
+    mean = seen["mean"] + delta / 4  # four batches, of one size
+    var = (3 * seen["var"] + s.var(axis=0)) / 4 + 3 / 16 * delta**2
+    normal = functools.partial(oracle.normal_obs, mean, var)
+    batch = float64(batch)
+    batch = batch.replace(obs=normal(batch.obs), next_obs=normal(batch.next_obs))
+    return state, after, metrics, batch, (mean, var)
+
+
+def min_q(params, heads, s, a):
+    return np.minimum(*(oracle.categorical_q(params, head, s, a, *RANGE) for head in heads))
+
+
+def expected_metrics(state, after, b):
+    """What the oracle has for each metric of an update with a policy step."""
+    theta, noise = float64(state.velocity_field.params), float64(NOISE)
+    critics, new = float64(state.critics.params), float64(after.critics.params)
+    targets, value = float64(state.target_critics), float64(state.behaviour_value.params)
+    a_next = oracle.act(theta, b.next_obs, noise.x0_next, 1, "euler")
+    y = oracle.y(b, min_q(targets, (0, 1), b.next_obs, a_next), SMALL.gamma)
+    y_b = oracle.y(b, oracle.value(value, b.next_obs), SMALL.gamma)
+    h, h_b = (oracle.hl_gauss(target, *RANGE, 12) for target in (y, y_b))
+    q_behaviour = min_q(critics, (2, 3), b.obs, b.action)  # before its step
+    a_pi = oracle.act(theta, b.obs, noise.x0_policy, 1, "euler")
+    q_policy = min_q(new, (0, 1), b.obs, a_pi)  # after its step
+    w = oracle.weight(q_behaviour, q_policy, SMALL.w2_coef)
+    flow = oracle.flow_error(theta, b, noise.x0_flow, noise.t)
+    q_target = min_q(targets, (2, 3), b.obs, b.action)
+    return {
+        "critic": sum(oracle.cross_entropy(critics, head, b, h) for head in (0, 1)),
+        "behaviour_critic": sum(oracle.cross_entropy(critics, head, b, h_b) for head in (2, 3)),
+        "behaviour_value": oracle.value_loss(value, b.obs, q_target, SMALL.expectile),
+        "q": min_q(critics, (0, 1), b.obs, b.action).mean(),
+        "q_behaviour": q_behaviour.mean(),
+        "v_behaviour": oracle.value(value, b.obs).mean(),
+        "outside_bins": np.mean((y < RANGE[0]) | (y > RANGE[1])),
+        "policy": -q_policy.mean() + (w * flow).mean(),
+        "policy_q": q_policy.mean(),
+        "policy_flow": flow.mean(),
+        "policy_w2": (w * flow).mean(),
+        "policy_weight": w.mean(),
+    }
+
+
+def test_an_update_is_the_oracles(updated):
+    state, after, metrics, batch, _ = updated
+    expected = expected_metrics(state, after, batch)
+    assert set(metrics) == {f"losses/{name}" for name in expected}
+    for name, value in expected.items():
+        assert float(metrics[f"losses/{name}"]) == pytest.approx(value, rel=1e-4), name
+    # The order would show: with the critic of before its step the policy's loss is another.
+    wrong = expected_metrics(state, state, batch)
+    assert abs(wrong["policy_q"] - expected["policy_q"]) > 1e-3
+
+
+def test_statistics_and_targets_after_an_update(updated):
+    state, after, _, _, (mean, var) = updated
+    seen = after.velocity_field.params["obs"]
+    np.testing.assert_allclose(seen["mean"], mean, rtol=1e-5, atol=1e-6)  # and no gradient
+    np.testing.assert_allclose(seen["var"], var, rtol=1e-5)
+    assert seen["count"] == 4
+    tau = SMALL.target_tau
+    jax.tree.map(
+        lambda t, o, p: np.testing.assert_allclose(t, (1 - tau) * o + tau * p, atol=1e-6),
+        *(after.target_critics, state.target_critics, after.critics.params),
+    )
+
+
+def test_without_a_policy_step_only_statistics_of_the_policy_move(updated):
+    state = updated[0]
+    after, metrics = UPDATE(state, make_batch(), NOISE, SMALL, 0)
+    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    same(after.velocity_field.params["params"], state.velocity_field.params["params"])
+    same(after.target_critics, state.target_critics)
+    assert after.velocity_field.params["obs"]["count"] == 4
+    assert metrics["losses/policy"] == 0
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.critics, state.critics)
+    assert all(jax.tree.leaves(moved.params))
+
+
+def test_the_critics_gradient_is_that_of_the_oracle(updated):
+    state, _, _, batch, _ = updated
+    y, y_b = np.random.default_rng(3).uniform(-1, 3, (2, B)).astype(np.float32)
+    single = jax.tree.map(jnp.float32, batch)
+    of = jax.jit(jax.grad(hl.critic_loss, has_aux=True), static_argnums=4)
+    gradient, _ = of(state.critics.params, single, y, y_b, SMALL)
+    params, rng = float64(state.critics.params), np.random.default_rng(0)
+    targets = [oracle.hl_gauss(t, *RANGE, 12) for t in (y, y, y_b, y_b)]
+
+    def loss(params):
+        return sum(
+            oracle.cross_entropy(params, k, batch, target) for k, target in enumerate(targets)
+        )
+
+    for _ in range(3):
+        direction = jax.tree.map(lambda p: rng.standard_normal(p.shape), params)
+        pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        ours = sum(float(np.vdot(np.asarray(g, np.float64), d)) for g, d in pairs)
+        assert ours == pytest.approx(directional(loss, params, direction), rel=1e-3, abs=1e-3)
+
+
+# ------------------------------------------------------------- small problems with known answers
+
+SIZES = dict(num_envs=4, hidden_size=32, batch_size=64, buffer_size=4096, learning_starts=64)
+SIZES |= dict(updates_per_step=4, learning_rate=1e-3, log_interval=1_200, gamma=0.8)
+PROBE = dataclasses.replace(hl.Args(), **SIZES, target_tau=0.1, num_bins=41, v_min=-2.0, v_max=8.0)
+
+
+@pytest.mark.parametrize(("terminates", "known"), [(False, 1 / (1 - 0.8)), (True, 1.0)])
+def test_value_of_reward_one_is_known(terminates, known):
+    """A time limit bootstraps, a termination does not."""
+    env = bandit.Probe(4, 1 if terminates else 3, terminates, jnp.ones_like)
+    state = hl.init_state(env, PROBE)
+    for _ in range(2):
+        state, metrics = hl.train_chunk(state, env, PROBE)
+    obs = hl.normalise(state.learner.velocity_field.params, jnp.ones((5, 1)))
+    actions = jnp.linspace(-1, 1, 5)[:, None]
+    q = hl.head_values(state.learner.critics.params, obs, actions, PROBE)
+    np.testing.assert_allclose(q.min(axis=0), known, rtol=0.05)
+    assert metrics["losses/outside_bins"] == 0
+
+
+# ------------------------------------------------------------------------ the training program
+
+REAL = dict(num_envs=4, hidden_size=16, batch_size=16, buffer_size=40_000, learning_starts=40)
+REAL = dataclasses.replace(hl.Args(), env_id="cartpole-swingup", log_interval=80, **REAL)
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return envs.make("cartpole-swingup", 4, "native", seed=1)
+
+
+def test_no_key_is_used_twice(cartpole):
+    with jax.debug_key_reuse(True):
+        state = hl.init_state(cartpole, REAL)
+        state, _ = hl.train_chunk(state, cartpole, REAL)
+        start, key = cartpole.reset(jax.random.key(1)), jax.random.key(0)
+        hl.POLICY.evaluate(state.learner, start, key, cartpole, REAL)
+
+
+def test_returns_outside_of_the_bins_are_told(cartpole):
+    args = dataclasses.replace(REAL, v_min=0.0, v_max=1e-3)
+    _, metrics = hl.train_chunk(hl.init_state(cartpole, args), cartpole, args)
+    assert metrics["losses/outside_bins"] > 0
+
+
+@pytest.mark.slow
+def test_seeds_in_one_program_are_the_single_runs(cartpole):
+    """To rounding: a product of several matrices at once sums in another order."""
+    each = [dataclasses.replace(REAL, seed=seed) for seed in (1, 7)]
+    own = [envs.make("cartpole-swingup", 4, "native", seed=args.seed) for args in each]
+    chunk = functools.partial(hl.train_chunk, env=cartpole, args=REAL)
+    starts = [hl.init_state(env, args) for env, args in zip(own, each, strict=True)]
+    state, metrics = parallel.over_seeds(chunk, 2)(parallel.stack_seeds(starts))
+    starts = [hl.init_state(env, args) for env, args in zip(own, each, strict=True)]
+    alone = parallel.over_seeds(chunk, 1).lower(starts[0]).compile()
+    nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(starts[0].replay.data))
+    assert alone.memory_analysis().alias_size_in_bytes >= nbytes  # the replay is never copied
+    assert alone.memory_analysis().temp_size_in_bytes < nbytes / 4
+    for k, (single, expected) in enumerate(map(alone, starts)):
+        assert int(expected["charts/updates"]) == 80 // 4 - 10  # 10 random steps of all
+        for name, value in expected.items():
+            found = np.broadcast_to(metrics[name], 2)[k]
+            np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=name)
+        found = jax.tree.leaves(parallel.of_seed(state.learner, k, 2))
+        for a, b in zip(found, jax.tree.leaves(single.learner), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+# -------------------------------------------------------------------------------- what is left
+
+TINY = "--env-id cartpole-balance --num-envs 4 --hidden-size 16 --batch-size 16 --num-threads 1"
+TINY += " --updates-per-step 1 --log-interval 200 --learning-starts 100 --eval-interval 400"
+TINY += " --eval-episodes 2 --buffer-size 2000 --checkpoint-interval 400"
+
+
+def run(*flags):
+    assert hl.main(command_line.parse_args(hl.ALGORITHM, "cpu", [*map(str, flags)])) == 0
+
+
+@pytest.mark.slow
+def test_a_run_resumes_to_the_bit_and_is_evaluated(tmp_path, capsys):
+    for name, steps in (("a", 800), ("b", 400)):
+        run(*TINY.split(), "--runs-dir", tmp_path / name, "--total-timesteps", steps)
+    pattern = "cartpole-balance__flowrl_hlgauss_jax__1__*"
+    whole, half = (next((tmp_path / name).glob(pattern)) for name in "ab")
+    run("--resume", half, "--total-timesteps", 800)
+    learned = [(folder / "params.msgpack").read_bytes() for folder in (whole, half)]
+    assert learned[0] == learned[1]
+    assert json.loads((half / "config.json").read_text())["algorithm"] == "flowrl_hlgauss_jax"
+    act, ours = hl.load_policy(half), numpy_policy.load(half)
+    obs = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
+    np.testing.assert_allclose(act(obs), ours(obs), atol=1e-5)
+    capsys.readouterr()
+    run("--evaluate", half, "--eval-episodes", 2, "--engine", "dm_control")
+    assert "x0 = 0" in capsys.readouterr().out
+
+
+def test_the_numpy_policy_is_the_jax_one(tmp_path):
+    learner, obs = make_learner(), make_batch().obs * 5
+    file = tmp_path / "policy.npz"
+    file.write_bytes(hl.POLICY.export(learner, SMALL)["policy.npz"])
+    act = numpy_policy.load(file)
+    rng = np.random.default_rng
+    drawn = rng(4).standard_normal((B, A), np.float32)
+    for noise, found in ((np.zeros_like(drawn), act(obs)), (drawn, act(obs, rng(4)))):
+        theta = learner.velocity_field.params
+        expected = hl.policy_action(theta, obs, jnp.clip(noise, -1, 1), SMALL)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("flags", ["--v-min 3", "--v-max 0", "--num-bins 1"])
+def test_bins_without_a_width_are_refused(flags, capsys):
+    args = command_line.parse_args(hl.ALGORITHM, "cpu", flags.split())
+    with pytest.raises(Exception, match=flags.split()[0]):
+        hl.main(args)

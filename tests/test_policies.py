@@ -1,0 +1,88 @@
+"""The trained policies that anyone can play: what is kept of them, and that they play as stored."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import flax.serialization
+import numpy as np
+import pytest
+
+import flowrl_jax as flowrl
+import numpy_policy
+from benchmarks import policies
+from harness import command_line
+from harness.errors import RunError
+
+KEPT = Path(__file__).parents[1] / "policies"
+FOLDERS = sorted(path for path in KEPT.iterdir() if path.is_dir())
+
+
+def stored(folder):
+    """What was measured first on `native`: kind -> its row of evaluation.json."""
+    rows = json.loads((folder / "evaluation.json").read_text())
+    return {row["kind"]: row for row in rows[:2]}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_policy_is_small_and_whole(folder):
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 400_000
+    config = json.loads((folder / "config.json").read_text())
+    assert config["status"] == "finished"
+    assert folder.name.split("__")[0] == config["args"]["env_id"]
+    ours = numpy_policy.load(folder)
+    if config["algorithm"] == "flowrl_jax":
+        act = flowrl.load_policy(folder)
+        size = len(np.load(folder / "policy.npz")["Dense_0/kernel"])
+        size -= len(np.load(folder / "policy.npz")["Dense_2/bias"]) + 1
+        obs = np.random.default_rng(0).standard_normal((7, size)).astype(np.float32)
+        np.testing.assert_allclose(act(obs), ours(obs), atol=1e-5)
+    for row in stored(folder).values():
+        assert (row["engine"], row["episodes"]) == ("native", 100)
+        assert row["mean"] == pytest.approx(np.mean(row["returns"]))
+
+
+def test_all_of_them_are_light():
+    assert sum(file.stat().st_size for file in KEPT.rglob("*") if file.is_file()) < 10_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cheetah-run", "walker-run"])
+def test_it_plays_in_the_original_as_was_stored(name, tmp_path):
+    """Without noise episode k is the same on both, but for rounding in a long fall or run."""
+    folder = tmp_path / name
+    shutil.copytree(KEPT / name, folder)
+    expected = stored(folder)["deterministic"]
+    flags = f"--evaluate {folder} --engine dm_control --eval-episodes 3".split()
+    assert flowrl.main(command_line.parse_args(flowrl.ALGORITHM, "cpu", flags)) == 0
+    rows = json.loads((folder / "evaluation.json").read_text())
+    (row,) = (r for r in rows if r["engine"] == "dm_control" and r["kind"] == "deterministic")
+    np.testing.assert_allclose(row["returns"], expected["returns"][:3], rtol=0.02)
+    assert abs(row["mean"] - expected["mean"]) < 4 * expected["std"]
+
+
+def test_only_a_finished_runs_policy_is_kept(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = json.loads((FOLDERS[0] / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"status": "stopped"}))
+    with pytest.raises(RunError, match="stopped; only a finished run is kept"):
+        policies.keep(run, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    monkeypatch.setattr(sys, "argv", ["policies.py", str(run), "--out", str(tmp_path / "kept")])
+    with pytest.raises(SystemExit, match="2"):
+        policies.main()
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_policys_network_alone_is_kept(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(FOLDERS[0], run)
+    params = flax.serialization.msgpack_restore((run / "params.msgpack").read_bytes())
+    whole = flax.serialization.to_bytes(params | {"critic": {"w": np.zeros(100_000)}})
+    (run / "params.msgpack").write_bytes(whole)
+    folder = policies.keep(run, tmp_path / "kept")
+    assert folder.name == FOLDERS[0].name
+    assert (folder / "params.msgpack").stat().st_size < 200_000
+    assert not (folder / "evaluation.json").exists()  # it is measured anew

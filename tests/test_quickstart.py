@@ -1,0 +1,49 @@
+"""docs/quickstart.ipynb, run from top to bottom as a user would, at sizes for a test."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
+SMALLER = {"--total-timesteps": 2_400, "--learning-starts": 400, "--updates-per-step": 1}
+SMALLER |= {"--hidden-size": 16, "--batch-size": 16, "--eval-interval": 800, "--log-interval": 400}
+SMALLER |= {"--eval-episodes": 2, "--preset": "cpu", "--buffer-size": 2_400, "--num-threads": 1}
+
+
+def cells():
+    return json.loads(NOTEBOOK.read_text())["cells"]
+
+
+def test_it_is_short_and_has_no_outputs():
+    assert len(cells()) <= 25
+    for cell in cells():
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+def outputs(notebook, kind):
+    """All that was shown of a media type, in order."""
+    data = [o.get("data", {}) for c in notebook.cells for o in c.get("outputs", ())]
+    return [shown[kind] for shown in data if kind in shown]
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="`pip install -r requirements-optional.txt`")
+    nbformat = pytest.importorskip("nbformat", reason="`pip install -r requirements-optional.txt`")
+    pytest.importorskip("ipykernel", reason="`pip install -r requirements-optional.txt`")
+    monkeypatch.setenv("QUICKSTART_FLAGS", json.dumps(SMALLER))
+    monkeypatch.setenv("QUICKSTART_RUNS", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=900, resources={"metadata": {"path": NOTEBOOK.parent}}
+    ).execute()
+    text = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", ()))
+    assert text.count("engine native, seed 1, 10 episodes a row") == 2
+    assert text.count("engine dm_control, seed 1, 10 episodes a row") == 1
+    assert outputs(notebook, "image/png")  # the last picture of each training
+    assert {folder.name.split("__")[0] for folder in tmp_path.glob("*/*__*")} == {
+        "cartpole-balance",
+        "walker-walk",
+    }

@@ -112,6 +112,15 @@ def parity() -> str:
     return markdown(f"env_id | {' | '.join(pairs)}", lines)
 
 
+def parity_states() -> str:
+    """How often states differ, beside C against itself."""
+    names = ("env_id", "play", "engine", "states", "obs_median", "obs_99", "max_rel_obs")
+    names += ("obs_far", "moved_99", "moved_max", "moved_far")
+    lines = [tuple(row[name] for name in names) for row in rows("parity_states.csv")]
+    header = "task | play | engine | states | median | 99% | largest | above 1e-3"
+    return markdown(header + " | C moved: 99% | largest | above 1e-3", lines)
+
+
 def h1_tasks() -> str:
     """HumanoidBench's tasks: sizes, thresholds, ends."""
     lines = []
@@ -284,6 +293,7 @@ TABLES = {
     "flags": flags,
     "tasks": envs.task_table,
     "parity": parity,
+    "parity states": parity_states,
     "h1": h1_tasks,
     "learning": learning.table,
     "env throughput": env_throughput,

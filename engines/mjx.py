@@ -115,17 +115,21 @@ class MjxEngine:
 
 @contextlib.contextmanager
 def replacements():
-    """While an engine of ours is traced, and only then, MJX has three functions of ours.
+    """While an engine of ours is traced, and only then, MJX has four functions of ours.
 
-    `_plane_capsule`, for accuracy; kinematics, for compile time; and the line search's loop ends
-    when every environment's has. MJX's own is differentiable: a scan over all `ls_iterations`, 50
-    in dm_control's models, of which under `vmap` each is computed, needed or not.
+    `_plane_capsule` and `_plane_box`, for C's contacts; kinematics, for compile time; and the line
+    search's loop ends when every environment's has. MJX's own is differentiable: a scan over all
+    `ls_iterations`, 50 in dm_control's models, of which under `vmap` each is computed, needed or
+    not.
     """
     mjx = import_mjx()
     from mujoco.mjx._src import collision_driver, collision_primitive, smooth, solver
 
-    pair = (mjx.GeomType.PLANE, mjx.GeomType.CAPSULE)
-    contacts = {pair: collision_primitive.collider(ncon=2)(_plane_capsule)}
+    kinds, collider = mjx.GeomType, collision_primitive.collider
+    contacts = {
+        (kinds.PLANE, kinds.CAPSULE): collider(ncon=2)(_plane_capsule),
+        (kinds.PLANE, kinds.BOX): collider(ncon=4)(_plane_box),
+    }
 
     def loop(condition: Callable, body: Callable, start: Any, _) -> Any:
         return jax.lax.while_loop(condition, body, start)
@@ -158,3 +162,22 @@ def _plane_capsule(plane: Any, capsule: Any) -> tuple[jax.Array, jax.Array, jax.
     distances = (ends - plane.pos) @ normal - radius
     points = ends - (radius + distances / 2)[:, None] * normal
     return distances, points, jnp.stack([frame, frame])
+
+
+def _plane_box(plane: Any, box: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The contacts of a box's four lower corners with a plane: distances (4,), points, frames.
+
+    As in C, every corner below the plane touches. MJX's own takes only corners within 1 mm of the
+    deepest, so that a tilted box touches at one edge or corner: on dog-run, whose hands are boxes,
+    a joint's speed was then off by 0.4 rad/s after one physics step (benchmarks/NOTES.md).
+    """
+    from mujoco.mjx._src import math
+
+    normal = plane.mat[:, 2]
+    # One of each two corners that are opposite; of the two the lower one is taken.
+    signs = jnp.array([[1.0, 1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
+    corners = (signs * box.size) @ box.mat.T
+    corners = jnp.where((corners @ normal > 0)[:, None], -corners, corners)
+    distances = (box.pos - plane.pos) @ normal + corners @ normal
+    points = box.pos + corners - distances[:, None] / 2 * normal
+    return distances, points, jnp.stack([math.make_frame(normal)] * 4)

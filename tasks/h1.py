@@ -51,6 +51,8 @@ def load(name: str) -> Task:
     loose = obstacles.loose  # they touch each other, the floor and the robot
     reduced = "links collide as capsules and spheres, not meshes; on mjx only feet, hands, "
     reduced += f"hips and pelvis touch, at most {h1_robot.MJX_CONTACTS} contacts"
+    if obstacles.fixed or obstacles.loose:
+        reduced += ", and edges of boxes at other points than in C"
     return Task(
         domain="h1",
         name=name,

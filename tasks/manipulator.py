@@ -43,6 +43,8 @@ def load(name: str) -> Task:
         return jnp.concatenate([arm(physics), pose(physics, thing), *placed])
 
     bodies = (target, receptacle) if receptacle else (target,)
+    tie = "where the ball starts in the cup (1 reset in 20) mjx and warp may miss its touch, "
+    tie += "1e-17 m deep, for the first physics step"
     return Task(
         domain="manipulator",
         name=name,
@@ -50,6 +52,7 @@ def load(name: str) -> Task:
         observe=observe,
         reward=_peg_reward if peg else _ball_reward,
         episode={"body_pos": bodies, "body_quat": bodies},
+        differences=tie if receptacle == "cup" else "",
     )
 
 

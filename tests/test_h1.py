@@ -488,7 +488,7 @@ def test_a_fall_is_an_end_without_a_value():
 
 @pytest.mark.parametrize("name", fast_are(H1_TASKS, NAMES))
 def test_native_equals_the_reference(name):
-    result, _ = parity.measure(f"h1-{name}", "native", steps=200, timed=False)
+    result, _ = parity.measure(f"h1-{name}", "native", steps=200)
     assert result.max_rel_obs < 1e-6
     # The maze's bonus of up to 400 and the reach's 15 are float32 too.
     assert result.max_abs_reward < {"maze": 3e-5, "reach": 5e-6}.get(name, 1e-6)
@@ -499,7 +499,7 @@ def test_native_equals_the_reference(name):
 
 def agrees(name: str, engine: str, tolerance: float, worst: float | None = None) -> None:
     """To `tolerance` in 20 states; given `worst`, to that in one of them."""
-    result, by_state = parity.measure(f"h1-{name}", engine, steps=20, timed=False)
+    result, by_state = parity.measure(f"h1-{name}", engine, steps=20)
     assert result.max_rel_obs < (worst or tolerance)
     assert np.sort(by_state)[-2] < tolerance
     assert result.max_abs_reward < 1e-5

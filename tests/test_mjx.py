@@ -162,6 +162,45 @@ def test_a_line_search_that_ends_gives_what_mjxs_own_gives():
     np.testing.assert_allclose(ours, its, rtol=1e-5, atol=1e-4)
 
 
+TILTED = """
+<mujoco>
+  <worldbody>
+    <geom type="plane" size="1 1 1" pos="0 .1 -.2" euler="10 20 30"/>
+    <body><freejoint/><geom type="box" size=".1 .2 .3"/></body>
+  </worldbody>
+</mujoco>"""
+
+
+def test_a_box_touches_a_plane_where_it_does_in_c():
+    """All corners below the plane; MJX's own only those within 1 mm of the deepest."""
+    model = mujoco.MjModel.from_xml_string(TILTED)
+    start, device = mjx.make_data(model, impl="jax"), mjx.put_model(model, impl="jax")
+    random, numbers = np.random.default_rng(0), set()
+
+    @jax.jit
+    def touch(qpos):
+        with replacements():
+            return mjx.collision(device, mjx.kinematics(device, start.replace(qpos=qpos)))
+
+    for _ in range(20):
+        data = mujoco.MjData(model)
+        data.qpos[:2], data.qpos[3:] = random.normal(size=2) / 10, random.normal(size=4)
+        data.qpos[2] = random.uniform(-0.4, 0.1)
+        mujoco.mj_forward(model, data)
+        contact = touch(jnp.asarray(data.qpos, jnp.float32))._impl.contact
+        below = np.flatnonzero(np.asarray(contact.dist) < 0)
+        ours, its = np.asarray(contact.pos)[below], data.contact.pos
+        assert len(ours) == len(its)
+        ours, its = (points[np.argsort(points[:, 0])] for points in (ours, its))
+        np.testing.assert_allclose(ours, its, atol=1e-5)
+        deep = np.sort(np.asarray(contact.dist)[below])
+        np.testing.assert_allclose(deep, np.sort(data.contact.dist), atol=1e-5)
+        for frame in np.asarray(contact.frame)[below]:
+            np.testing.assert_allclose(frame.ravel(), data.contact.frame[0], atol=1e-5)
+        numbers.add(len(its))
+    assert len(numbers) > 3, "from none to four"
+
+
 def test_mjx_has_its_own_functions_again():
     before = smooth.kinematics, solver._while_loop_scan, dict(collision_driver._COLLISION_FUNC)
     with replacements():

@@ -29,7 +29,7 @@ def test_the_whole_suite_is_here():
 
 @pytest.mark.parametrize("env_id", fast_are(TASKS, DM_CONTROL))
 def test_native_equals_dm_control(env_id):
-    result, _ = parity.measure(env_id, "native", steps=200, timed=False)
+    result, _ = parity.measure(env_id, "native", steps=200)
     assert result.max_rel_obs < NATIVE_TOLERANCE
     assert result.max_abs_reward < NATIVE_TOLERANCE
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE
@@ -104,7 +104,7 @@ ON_MJX |= dict.fromkeys(("humanoid-run", "hopper-hop", "walker-run", "dog-run"),
     "env_id", [pytest.param(env_id, marks=ON_MJX.get(env_id, ())) for env_id in MJX_TOLERANCE]
 )
 def test_mjx_agrees_with_dm_control(env_id):
-    result, _ = parity.measure(env_id, "mjx", steps=20, timed=False)
+    result, _ = parity.measure(env_id, "mjx", steps=20)
     assert result.max_rel_obs < MJX_TOLERANCE[env_id]
     assert result.max_abs_reward < 1e-5
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE  # resets are sensed by MuJoCo in C
@@ -125,7 +125,7 @@ WARP_TOLERANCE["manipulator-insert_peg"] = 2e-4
 )
 @pytest.mark.parametrize("env_id", WARP_TOLERANCE)
 def test_warp_agrees_with_dm_control(env_id):
-    result, _ = parity.measure(env_id, "warp", steps=20, timed=False)
+    result, _ = parity.measure(env_id, "warp", steps=20)
     assert result.max_rel_obs < WARP_TOLERANCE[env_id]
     assert result.max_abs_reward < 1e-5
     assert result.max_rel_initial_obs < NATIVE_TOLERANCE

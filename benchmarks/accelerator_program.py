@@ -7,8 +7,9 @@
 XLA compiles for a device that is only described (h200.txtpb). The programs are update, learn,
 physics, train and evaluate, with preset `gpu` on engine `mjx`; by default all. A row of
 accelerator_program.csv is a nest of loops: how often it is run each time that what it stands in
-is, and what it launches then, kernels and copies, without what stands inside it. Nothing runs, so
-there are no speeds, and XLA's choice of matrix products may differ on a device that is there.
+is, and what it launches then, kernels and copies, without what stands inside it, and the bytes
+that these read and write. Nothing runs, so there are no speeds, and XLA's choice of matrix products
+may differ on a device that is there.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import csv
 import dataclasses
 import functools
 import importlib
+import math
 import os
 import pathlib
 import re
@@ -54,6 +56,7 @@ class Nest:
     times: str  # a number, "host asks" where only the running program knows it, or "branch"
     kernels: int
     copies: int
+    moved: int  # bytes that these read and write, at most: caches and parts that are read aside
 
 
 def nests(text: str) -> list[Nest]:
@@ -64,7 +67,8 @@ def nests(text: str) -> list[Nest]:
     def visit(name: str, path: str, what: str, times: str) -> None:
         ops = collections.Counter(op for op, _ in computations[name] if op not in COSTLESS)
         copies = sum(count for op, count in ops.items() if op.startswith("copy"))
-        found.append(Nest(path, what, times, sum(ops.values()) - copies, copies))
+        moved = _moved(computations[name])
+        found.append(Nest(path, what, times, sum(ops.values()) - copies, copies, moved))
         for k, (inner, label, trips) in enumerate(_inner(computations[name])):
             visit(inner, f"{path}.{k}", label, trips)
 
@@ -87,6 +91,30 @@ def _computations(text: str) -> dict[str, list[tuple[str, str]]]:
         elif name and operation:
             computations[name].append((operation[1], line))
     return computations
+
+
+def _moved(operations: list[tuple[str, str]]) -> int:
+    """Bytes of all results and operands of what is launched."""
+    result = re.compile(r"%?([\w.\-]+) = (\(.*?\)|\S+) [\w\-]+\((.*?)\)(?:, |$)")
+    found = [(kind, *result.search(line.strip()).groups()) for kind, line in operations]
+    sizes = {name: _bytes(shape) for _, name, shape, _ in found}
+    total = 0
+    for kind, name, _, operands in found:
+        if kind not in COSTLESS:
+            read = re.findall(r"%([\w.\-]+)", operands)
+            total += sizes[name] + sum(sizes.get(operand, 0) for operand in read)
+    return total
+
+
+def _bytes(shape: str) -> int:
+    """Of "f32[8,2]{1,0}", or of all in a tuple; a library's scratch, s8, is not counted."""
+    parts = re.findall(r"(pred|[fsu]|bf)(\d*)\[([\d,]*)\]", shape)
+    each = [
+        int(bits or 8) // 8 * math.prod(map(int, dims.split(",") if dims else []))
+        for kind, bits, dims in parts
+        if (kind, bits) != ("s", "8")
+    ]
+    return sum(each)
 
 
 def _inner(operations: list[tuple[str, str]]):

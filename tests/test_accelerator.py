@@ -41,8 +41,12 @@ ENTRY %main.9 (a: f32[8]) -> f32[8] {
 def test_launches_are_counted_by_nest():
     program, loop = accelerator_program.nests(PROGRAM)
     assert (program.path, program.kernels, program.copies) == ("0", 1, 1)
+    # Of 8 numbers, 4 bytes each: the product reads and writes one array, what the copy starts has
+    # two and a count, and reads one.
+    assert program.moved == 2 * 32 + (2 * 32 + 4) + 32
     assert (loop.path, loop.what, loop.times) == ("0.0", "jit(f)/while", "4")
     assert (loop.kernels, loop.copies) == (1, 1)
+    assert loop.moved == 4 * 32  # the fusion reads x and writes its like, and so does the copy
 
 
 @pytest.fixture(scope="module")

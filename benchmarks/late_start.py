@@ -1,0 +1,84 @@
+"""What is learned while a humanoid's return is flat: its values against its returns, its spread.
+
+    python benchmarks/late_start.py    # writes late_start.png from the CSVs of RUNS
+
+The value of the policy that played is estimated by its return: with rewards spread evenly over an
+episode of T steps it is return / T / (1 - gamma), far from the episode's end.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RUNS = {  # title -> metrics.csv
+    "flowrl_jax": HERE / "learning" / "humanoid-stand__1.csv",
+    "flowrl_hlgauss_jax": HERE / "development" / "flowrl_hlgauss_cpu" / "humanoid-stand__1.csv",
+}
+SAMPLED = "eval/episodic_return_sampled"
+LENGTH, GAMMA = 1_000, 0.99  # steps of an episode; of both runs
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's CSV that hold an evaluation, with `value` as the docstring has it."""
+    with path.open() as file:
+        found = [
+            {name: float(number) for name, number in row.items() if number}
+            for row in csv.DictReader(file)
+            if row[SAMPLED]
+        ]
+    for row in found:
+        row["value"] = row[SAMPLED] / LENGTH / (1.0 - GAMMA)
+    return found
+
+
+def flat(run: list[dict[str, float]], below: float = 10.0) -> list[dict[str, float]]:
+    """The evaluations before the first return of `below` or more."""
+    rising = next((k for k, row in enumerate(run) if row[SAMPLED] >= below), len(run))
+    return run[:rising]
+
+
+def summary(title: str, run: list[dict[str, float]]) -> str:
+    """How long it was flat, and what it believed meanwhile, in a line."""
+    part = flat(run)
+    if not part:
+        return f"{title}: never flat"
+    mean = {n: sum(row[n] for row in part) / len(part) for n in ("value", "losses/q")}
+    mean["beta"] = sum(row["losses/q_behaviour"] for row in part) / len(part)
+    return (
+        f"{title}: flat to step {part[-1]['step']:,.0f}; meanwhile, on average, the policy is worth"
+        f" {mean['value']:.2f}, Q_phi says {mean['losses/q']:.1f} and Q_beta {mean['beta']:.1f}"
+    )
+
+
+def main() -> None:
+    """Draws, and prints a line for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shape = {"figsize": (4.4 * len(RUNS), 5.4), "sharex": "col", "sharey": "row", "squeeze": False}
+    figure, axes = plt.subplots(2, len(RUNS), **shape)
+    for column, (title, path) in zip(axes.T, RUNS.items(), strict=True):
+        run = rows(path)
+        print(summary(title, run), file=sys.stdout)
+        steps = [row["step"] / 1000 for row in run]
+        for label, name in (
+            ("value of the policy, by its return", "value"),
+            ("Q_phi on the batch", "losses/q"),
+            ("Q_beta on the batch", "losses/q_behaviour"),
+        ):
+            column[0].plot(steps, [row[name] for row in run], label=label)
+        for label in ("charts/action_std", "charts/action_saturation", "losses/policy_flow"):
+            column[1].plot(steps, [row[label] for row in run], label=label)
+        column[0].set(title=f"humanoid-stand, {title}", yscale="log", ylim=(0.1, 100))
+        column[1].set(xlabel="thousand environment steps", ylim=(0, None))
+    axes[0, 0].legend(fontsize=8)
+    axes[1, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(HERE / "late_start.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -252,6 +252,10 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
 
 # ----------------------------------------------------------------------------------------- train
+# Acts in N environments, stores N transitions, makes U updates: as FlowRL, with what is new here.
+train_step = functools.partial(flowrl.train_step, act=policy_action, update=update)
+
+
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)
 def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
     """The whole training loop for `log_interval` environment steps, as one program.
@@ -263,10 +267,7 @@ def train_chunk(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainSta
         return jnp.stack([learner.critics.step, learner.velocity_field.step])
 
     length, before = chunk_length(args), updates(state.learner)
-    step = functools.partial(
-        flowrl.train_step, env=env, args=args, act=policy_action, update=update
-    )
-    state, sums = loops.repeat(step, state, length)
+    state, sums = loops.repeat(lambda s: train_step(s, env, args), state, length)
     num_updates, num_policy_steps = updates(state.learner) - before
     counts = {"losses/policy": num_policy_steps, "losses/": num_updates}
     counts |= {"charts/episodic_return": sums.pop("episodes"), "charts/action_saturation": length}

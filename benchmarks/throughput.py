@@ -1,6 +1,6 @@
 """How near to the limit environments, updates and the whole training loop are, on this machine.
 
-    python benchmarks/throughput.py                    # all three parts and the plot
+    python benchmarks/throughput.py                    # the first three parts and the plot
     python benchmarks/throughput.py env --engines native --tasks cheetah-run
     python benchmarks/throughput.py plot
 
@@ -15,6 +15,7 @@ env     control steps a second of `env.step` (actions scaled, physics, fresh sen
 update  updates a second, beside the floor: operations that XLA counts in the compiled update, over
         the rate of a large matrix product of the same precision, measured in the same rounds.
 loop    `train_chunk`, beside the sum of its parts: the environments alone and the updates alone.
+algorithms  the training loop of each algorithm at the preset for this machine, beside FlowRL's.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import importlib
 import os
 import pathlib
 import platform
@@ -51,6 +53,8 @@ except ImportError:
 
 HERE = pathlib.Path(__file__).resolve().parent
 TASKS = ("cheetah-run", "humanoid-run", "dog-run")
+ALGORITHMS = ("flowrl_jax", "flowrl_hlgauss_jax", "sac_jax")
+PARTS = ("env", "update", "loop", "algorithms", "plot")
 ENVPOOL = {"cheetah-run": "CheetahRun-v1", "humanoid-run": "HumanoidRun-v1"}
 NUM_ENVS, BATCHES, WIDTHS = (1, 64, 1024, 4096), (256, 4096, 32768), (256, 512)
 ENVPOOL_MAX = 1024  # environments: it takes 11 MB for each
@@ -331,6 +335,32 @@ def measure_loop(name: str, env_id: str, preset: str, flags: dict, blocks: int) 
     }
 
 
+def measure_algorithms(env_id: str, preset: str, blocks: int) -> list[dict[str, str]]:
+    """All training loops in turns; the ratio is of updates a second, to those of FlowRL."""
+    contenders, per_step = {}, {}
+    for name in ALGORITHMS:
+        module = importlib.import_module(name)
+        args = module.Args(**module.PRESETS[preset], env_id=env_id, preset=preset)
+        args = dataclasses.replace(args, learning_starts=0)
+        env = envs.make(env_id, args.num_envs, args.engine)
+        state = module.init_state(env, args)
+        full = state.replay.replace(size=jnp.array(len(state.replay.data.reward), jnp.int32))
+        step = functools.partial(module.train_step, env=env, args=args)
+        contenders[name] = repeated(lambda s, _, step=step: step(s)[0], state.replace(replay=full))
+        per_step[name] = args.updates_per_step
+    seconds = interleaved(contenders, blocks)
+    return [
+        {
+            "env_id": env_id,
+            "preset": preset,
+            "algorithm": name,
+            "updates/s": number(per_step[name] / median(seconds[name])),
+            **ratio(seconds[ALGORITHMS[0]], seconds[name]),
+        }
+        for name in ALGORITHMS
+    ]
+
+
 # -------------------------------------------------------------------------------------------- main
 def hardware() -> str:
     """The accelerator, or the processor's name and how many cores this process may use."""
@@ -410,7 +440,7 @@ def plot() -> None:
 def main() -> None:
     """Measures the parts that were asked for."""
     parser = argparse.ArgumentParser(description="throughput on this machine")
-    parser.add_argument("parts", nargs="*", default=[], metavar="env|update|loop|plot")
+    parser.add_argument("parts", nargs="*", default=[], metavar="|".join(PARTS))
     parser.add_argument("--engines", nargs="+", default=[envs.choose_engine("auto")])
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--num-envs", nargs="+", type=int, default=NUM_ENVS)
@@ -420,9 +450,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=9)
     args = parser.parse_args()
     wanted = args.parts or ["env", "update", "loop", "plot"]
-    unknown = set(wanted) - {"env", "update", "loop", "plot"}
+    unknown = set(wanted) - set(PARTS)
     if unknown:
-        parser.error(f"{', '.join(unknown)}: not one of env, update, loop, plot")
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(PARTS)}")
     machine.enable_compilation_cache()
     common = conditions()
     if "env" in wanted:
@@ -444,6 +474,12 @@ def main() -> None:
         for name, (env_id, preset, flags) in LOOPS[command_line.preset_for_this_machine()].items():
             row = measure_loop(name, env_id, preset, flags, args.blocks)
             write("throughput_loop", ("run",), row | common)
+    if "algorithms" in wanted:
+        preset = command_line.preset_for_this_machine()
+        for env_id in args.tasks:
+            for row in measure_algorithms(env_id, preset, args.blocks):
+                keys = ("env_id", "preset", "algorithm")
+                write("throughput_algorithms", keys, row | common)
     if "plot" in wanted:
         plot()
 

@@ -289,8 +289,9 @@ POLICY = Policy(
     sizes=flowrl.policy_sizes,
     pack=pack,
 )
+KINDS = flowrl.KINDS
 ALGORITHM = POLICY.algorithm(
-    "flowrl_hlgauss_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, flowrl.KINDS
+    "flowrl_hlgauss_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS
 )
 load_policy = ALGORITHM.load_policy  # run folder -> act(obs, key=None): for a loop of your own
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,11 @@ import oracle
 import pytest
 from samples import OBS, A, B, directional, float64, make_batch, perturbed
 
-import envs
 import flowrl_hlgauss_jax as hl
 import flowrl_jax as flowrl
 import numpy_policy
 from benchmarks import bandit
-from harness import command_line, parallel
+from harness import command_line
 
 SMALL = dict(hidden_size=32, batch_size=B, num_envs=4, num_bins=12, v_min=-2.0, v_max=4.0)
 SMALL = dataclasses.replace(hl.Args(), **SMALL)
@@ -226,25 +224,6 @@ def test_value_of_reward_one_is_known(terminates, known):
     assert metrics["losses/outside_bins"] == 0
 
 
-# ------------------------------------------------------------------------ the training program
-
-REAL = dict(num_envs=4, hidden_size=16, batch_size=16, buffer_size=40_000, learning_starts=40)
-REAL = dataclasses.replace(hl.Args(), env_id="cartpole-swingup", log_interval=80, **REAL)
-
-
-@pytest.fixture(scope="module")
-def cartpole():
-    return envs.make("cartpole-swingup", 4, "native", seed=1)
-
-
-def test_no_key_is_used_twice(cartpole):
-    with jax.debug_key_reuse(True):
-        state = hl.init_state(cartpole, REAL)
-        state, _ = hl.train_chunk(state, cartpole, REAL)
-        start, key = cartpole.reset(jax.random.key(1)), jax.random.key(0)
-        hl.POLICY.evaluate(state.learner, start, key, cartpole, REAL)
-
-
 def test_targets_outside_of_the_bins_are_told():
     """The share of them: rewards of 50 where the highest edge is 4, in a quarter of the batch."""
     batch = make_batch()
@@ -252,58 +231,6 @@ def test_targets_outside_of_the_bins_are_told():
     state = INIT(jax.random.key(0), OBS, A, SMALL)  # values near 0
     _, metrics = UPDATE(state, batch.replace(reward=reward.astype(np.float32)), NOISE, SMALL, 1)
     assert metrics["losses/outside_bins"] == 0.25
-
-
-@pytest.mark.slow
-def test_seeds_in_one_program_are_the_single_runs(cartpole):
-    """To rounding: a product of several matrices at once sums in another order."""
-    each = [dataclasses.replace(REAL, seed=seed) for seed in (1, 7)]
-    own = [envs.make("cartpole-swingup", 4, "native", seed=args.seed) for args in each]
-    chunk = functools.partial(hl.train_chunk, env=cartpole, args=REAL)
-    starts = [hl.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    state, metrics = parallel.over_seeds(chunk, 2)(parallel.stack_seeds(starts))
-    starts = [hl.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    alone = parallel.over_seeds(chunk, 1).lower(starts[0]).compile()
-    nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(starts[0].replay.data))
-    assert alone.memory_analysis().alias_size_in_bytes >= nbytes  # the replay is never copied
-    assert alone.memory_analysis().temp_size_in_bytes < nbytes / 4
-    for k, (single, expected) in enumerate(map(alone, starts)):
-        assert int(expected["charts/updates"]) == 80 // 4 - 10  # 10 random steps of all
-        for name, value in expected.items():
-            found = np.broadcast_to(metrics[name], 2)[k]
-            np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=name)
-        found = jax.tree.leaves(parallel.of_seed(state.learner, k, 2))
-        for a, b in zip(found, jax.tree.leaves(single.learner), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-
-
-# -------------------------------------------------------------------------------- what is left
-
-TINY = "--env-id cartpole-balance --num-envs 4 --hidden-size 16 --batch-size 16 --num-threads 1"
-TINY += " --updates-per-step 1 --log-interval 200 --learning-starts 100 --eval-interval 400"
-TINY += " --eval-episodes 2 --buffer-size 2000 --checkpoint-interval 400"
-
-
-def run(*flags):
-    assert hl.main(command_line.parse_args(hl.ALGORITHM, "cpu", [*map(str, flags)])) == 0
-
-
-@pytest.mark.slow
-def test_a_run_resumes_to_the_bit_and_is_evaluated(tmp_path, capsys):
-    for name, steps in (("a", 800), ("b", 400)):
-        run(*TINY.split(), "--runs-dir", tmp_path / name, "--total-timesteps", steps)
-    pattern = "cartpole-balance__flowrl_hlgauss_jax__1__*"
-    whole, half = (next((tmp_path / name).glob(pattern)) for name in "ab")
-    run("--resume", half, "--total-timesteps", 800)
-    learned = [(folder / "params.msgpack").read_bytes() for folder in (whole, half)]
-    assert learned[0] == learned[1]
-    assert json.loads((half / "config.json").read_text())["algorithm"] == "flowrl_hlgauss_jax"
-    act, ours = hl.load_policy(half), numpy_policy.load(half)
-    obs = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
-    np.testing.assert_allclose(act(obs), ours(obs), atol=1e-5)
-    capsys.readouterr()
-    run("--evaluate", half, "--eval-episodes", 2, "--engine", "dm_control")
-    assert "x0 = 0" in capsys.readouterr().out
 
 
 def test_the_numpy_policy_is_the_jax_one(tmp_path):

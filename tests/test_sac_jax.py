@@ -3,11 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +11,12 @@ import oracle
 import pytest
 from samples import OBS, A, B, directional, float64, make_batch, perturbed
 
-import envs
 import flowrl_jax as flowrl
 import numpy_policy
 import sac_jax as sac
 from benchmarks import bandit
-from harness import command_line, parallel
+from harness import command_line
 
-ROOT = Path(__file__).parents[1]
 SMALL = dataclasses.replace(sac.Args(), hidden_size=32, batch_size=B, num_envs=4, alpha=0.3)
 NOISE = sac.draw_update_noise(jax.random.key(7), B, A)
 
@@ -200,49 +193,6 @@ def test_a_bandit_is_learned_to_the_target_entropy():
     assert float(metrics["losses/entropy"]) == pytest.approx(-1.0, abs=0.3)
 
 
-# ------------------------------------------------------------------------ the training program
-
-REAL = dict(num_envs=4, hidden_size=16, batch_size=16, buffer_size=40_000, learning_starts=40)
-REAL = dataclasses.replace(sac.Args(), env_id="cartpole-swingup", log_interval=80, **REAL)
-
-
-@pytest.fixture(scope="module")
-def cartpole():
-    return envs.make("cartpole-swingup", 4, "native", seed=1)
-
-
-def test_no_key_is_used_twice(cartpole):
-    with jax.debug_key_reuse(True):
-        state = sac.init_state(cartpole, REAL)
-        state, _ = sac.train_chunk(state, cartpole, REAL)
-        start, key = cartpole.reset(jax.random.key(1)), jax.random.key(0)
-        sac.POLICY.evaluate(state.learner, start, key, cartpole, REAL)
-
-
-@pytest.mark.slow
-def test_seeds_in_one_program_are_the_single_runs(cartpole):
-    """To rounding: a product of several matrices at once sums in another order."""
-    each = [dataclasses.replace(REAL, seed=seed) for seed in (1, 7)]
-    own = [envs.make("cartpole-swingup", 4, "native", seed=args.seed) for args in each]
-    chunk = functools.partial(sac.train_chunk, env=cartpole, args=REAL)
-    start = [sac.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    state, metrics = parallel.over_seeds(chunk, 2)(parallel.stack_seeds(start))
-    start = [sac.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    alone = parallel.over_seeds(chunk, 1).lower(start[0]).compile()
-    nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(start[0].replay.data))
-    assert alone.memory_analysis().alias_size_in_bytes >= nbytes  # the replay is never copied
-    assert alone.memory_analysis().temp_size_in_bytes < nbytes / 4
-    for k, (single, expected) in enumerate(map(alone, start)):
-        assert int(expected["charts/updates"]) == 80 // 4 - 10  # 10 random steps of all
-        assert all(np.isfinite(v) for name, v in expected.items() if "losses/" in name)
-        for name, value in expected.items():
-            found = np.broadcast_to(metrics[name], 2)[k]
-            np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=name)
-        found = jax.tree.leaves(parallel.of_seed(state.learner, k, 2))
-        for a, b in zip(found, jax.tree.leaves(single.learner), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-
-
 def test_presets_are_flowrls_sizes():
     assert set(sac.PRESETS) == set(flowrl.PRESETS)
     shared = {f.name for f in dataclasses.fields(sac.Args)} & set(vars(flowrl.Args()))
@@ -253,37 +203,6 @@ def test_presets_are_flowrls_sizes():
         assert {n for n in shared if getattr(ours, n) != getattr(theirs, n)} == differ
         assert (ours.target_tau, ours.recent_fraction) == (0.005, 0.0)
         command_line.check_bounds(ours, sac.BOUNDS)
-
-
-# -------------------------------------------------------------------------------- what is left
-
-TINY = "--env-id cartpole-balance --num-envs 4 --hidden-size 16 --batch-size 16 --num-threads 1"
-TINY += " --updates-per-step 1 --log-interval 200 --learning-starts 100 --eval-interval 400"
-TINY += " --eval-episodes 2 --buffer-size 2000 --checkpoint-interval 400"
-
-
-def run(*flags):
-    assert sac.main(command_line.parse_args(sac.ALGORITHM, "cpu", [*map(str, flags)])) == 0
-
-
-@pytest.mark.slow
-def test_a_run_resumes_to_the_bit_and_is_evaluated(tmp_path, capsys):
-    for name, steps in (("a", 800), ("b", 400)):
-        run(*TINY.split(), "--runs-dir", tmp_path / name, "--total-timesteps", steps)
-    whole, half = (next((tmp_path / name).glob("cartpole-balance__sac_jax__1__*")) for name in "ab")
-    run("--resume", half, "--total-timesteps", 800)
-    learned = [(folder / "params.msgpack").read_bytes() for folder in (whole, half)]
-    assert learned[0] == learned[1]
-    assert json.loads((half / "config.json").read_text())["algorithm"] == "sac_jax"
-    with pytest.raises(Exception, match=r"a run of sac_jax\.py, not of flowrl_jax\.py"):
-        flowrl.load_policy(half)
-    act, ours = sac.load_policy(half), numpy_policy.load(half)
-    obs = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
-    np.testing.assert_allclose(act(obs), ours(obs), atol=1e-5)
-    assert not np.array_equal(act(obs), act(obs, jax.random.key(0)))
-    capsys.readouterr()
-    run("--evaluate", half, "--eval-episodes", 2, "--engine", "dm_control")
-    assert "tanh(mu)" in capsys.readouterr().out
 
 
 def test_the_numpy_policy_is_the_jax_one(tmp_path):
@@ -298,12 +217,3 @@ def test_the_numpy_policy_is_the_jax_one(tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match=r"needs \(\.\.\., 5\)"):
         act(np.zeros(6))
-
-
-@pytest.mark.slow
-def test_two_devices_train_one_run(tmp_path):
-    command = [sys.executable, str(ROOT / "sac_jax.py"), *TINY.split(), "--num-devices", "2"]
-    command += ["--total-timesteps", "400", "--runs-dir", str(tmp_path)]
-    two = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    subprocess.run(command, env=os.environ | two, check=True, timeout=300)
-    assert sac.load_policy(next(tmp_path.iterdir()))(jnp.ones((3, 5))).shape == (3, 1)

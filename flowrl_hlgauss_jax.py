@@ -5,10 +5,10 @@ imported: read it first. Two things are added, each from a paper of its own:
 
     HL-Gauss     a critic is a distribution over K bins, and learns by cross-entropy: Farebrother et
                  al., "Stop Regressing", arXiv 2403.03950
-    observations normalised by their running mean and variance: as in Lee et al., "SimBa", arXiv
+    observations normalised by their running mean and variance, after Lee et al., "SimBa", arXiv
                  2410.09754
 
-    observations s <- clip((s - mean) / std, -10, 10), for every network                       (7)
+    observations s <- clip((s - mean) / sqrt(var + 1e-4), -10, 10), for every network          (7)
     critic       Q(s, a) = sum_k p_k z_k,  p = softmax(logits(s, a)),  z_k: centres of bins    (8)
     of a value y h_k(y) ~ Phi((e_{k+1} - y) / sigma) - Phi((e_k - y) / sigma),  e: edges       (9)
     an update    batch seen by (7);  y, y_b as in (2), (3), by (8)
@@ -231,7 +231,8 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
     )
     metrics = {"critic": phi_loss, "behaviour_critic": beta_loss, "behaviour_value": value_loss}
     metrics |= {"q": q, "q_behaviour": q_behaviour, "v_behaviour": v}
-    metrics |= {"outside_bins": (y < args.v_min) | (y > args.v_max)}
+    low, high, targets = edges(args)[2], edges(args)[-3], jnp.stack([y, y_b])
+    metrics |= {"at_edges": (targets < low) | (targets > high)}  # within two bins, or outside
 
     def policy_step(policy_and_targets: tuple[Network, Params]):
         policy, targets = policy_and_targets

@@ -175,7 +175,7 @@ class LearnerState:
 class TrainState:
     """All that `train_chunk` reads and writes."""
 
-    learner: LearnerState
+    learner: Any  # LearnerState, or another algorithm's
     replay: replay.Replay  # of Transition
     env: EnvState
     episode_return: Array  # (N,)  reward summed over the present episode

@@ -3,7 +3,8 @@
     python benchmarks/late_start.py    # writes late_start.png from the CSVs of RUNS
 
 The value of the policy that played is estimated by its return: with rewards spread evenly over an
-episode of T steps it is return / T / (1 - gamma), far from the episode's end.
+episode of T steps it is return / T / (1 - gamma), far from the episode's end. Q is min Q on batches
+of the replay, which hold random and old states too: that it is right does not follow from equality.
 """
 
 import csv

@@ -13,6 +13,7 @@ import importlib
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,15 +33,19 @@ def keep(run: Path, into: Path) -> Path:
     algorithm = config["algorithm"]
     name = config["args"]["env_id"]
     folder = into / (name if algorithm == "flowrl_jax" else f"{name}__{algorithm}")
+    if run.resolve() == folder.resolve():
+        raise RunError(f"{run}: is where it would be kept")
     network = importlib.import_module(algorithm).POLICY.network
     saved = flax.serialization.msgpack_restore((run / "params.msgpack").read_bytes())
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for file in ("config.json", "policy.npz"):
-        shutil.copy(run / file, folder)
     alone = flax.serialization.to_bytes({network: saved[network]})
-    (folder / "params.msgpack").write_bytes(alone)
-    return folder
+    into.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=into))
+    for file in ("config.json", "policy.npz"):
+        shutil.copy(run / file, made)
+    (made / "params.msgpack").write_bytes(alone)
+    made.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)
+    return made.rename(folder)
 
 
 def evaluate(folder: Path, episodes: int) -> None:

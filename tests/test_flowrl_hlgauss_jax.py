@@ -137,7 +137,7 @@ def expected_metrics(state, after, b):
         "q": min_q(critics, (0, 1), b.obs, b.action).mean(),
         "q_behaviour": q_behaviour.mean(),
         "v_behaviour": oracle.value(value, b.obs).mean(),
-        "outside_bins": np.mean((y < RANGE[0]) | (y > RANGE[1])),
+        "at_edges": np.mean([(t < RANGE[0] + 1) | (t > RANGE[1] - 1) for t in (y, y_b)]),
         "policy": -q_policy.mean() + (w * flow).mean(),
         "policy_q": q_policy.mean(),
         "policy_flow": flow.mean(),
@@ -221,16 +221,70 @@ def test_value_of_reward_one_is_known(terminates, known):
     actions = jnp.linspace(-1, 1, 5)[:, None]
     q = hl.head_values(state.learner.critics.params, obs, actions, PROBE)
     np.testing.assert_allclose(q.min(axis=0), known, rtol=0.05)
-    assert metrics["losses/outside_bins"] == 0
+    assert metrics["losses/at_edges"] == 0
 
 
 def test_targets_outside_of_the_bins_are_told():
-    """The share of them: rewards of 50 where the highest edge is 4, in a quarter of the batch."""
+    """The share of them: rewards of 50 where the highest edge is 40, in a quarter of the batch."""
     batch = make_batch()
     reward = batch.reward + 50 * (np.arange(B) % 4 == 0)
-    state = INIT(jax.random.key(0), OBS, A, SMALL)  # values near 0
-    _, metrics = UPDATE(state, batch.replace(reward=reward.astype(np.float32)), NOISE, SMALL, 1)
-    assert metrics["losses/outside_bins"] == 0.25
+    args = dataclasses.replace(SMALL, v_min=-20.0, v_max=40.0)
+    state = INIT(jax.random.key(0), OBS, A, args)  # values near 0
+    _, metrics = UPDATE(state, batch.replace(reward=reward.astype(np.float32)), NOISE, args, 1)
+    assert metrics["losses/at_edges"] == 0.25
+
+
+def test_values_that_end_at_the_last_bin_are_told():
+    """Where the true value is 5 and the last edge 2, no target is outside by much: it saturates."""
+    args = dataclasses.replace(PROBE, v_max=2.0)
+    env = bandit.Probe(4, 3, False, jnp.ones_like)
+    state = hl.init_state(env, args)
+    for _ in range(2):
+        state, metrics = hl.train_chunk(state, env, args)
+    assert metrics["losses/at_edges"] > 0.9
+
+
+def test_the_policys_gradient_goes_through_the_categorical_value(updated):
+    """Of -min Q_phi(s, a_pi) by the oracle, along directions; w2_coef makes the W2 term small."""
+    state, _, _, batch, _ = updated
+    args = dataclasses.replace(SMALL, w2_coef=0.0)
+    theta, phi = state.velocity_field.params, hl.of_phi(state.critics.params)
+    single = jax.tree.map(jnp.float32, batch)
+    of = jax.jit(jax.grad(flowrl.policy_loss, has_aux=True), static_argnums=(5, 6))
+    gradient, _ = of(theta, phi, single, jnp.zeros(B), NOISE, args, hl.head_values)
+    phi64, theta64, noise = float64((phi, theta, NOISE))
+
+    def loss(params):
+        a_pi = oracle.act(params, batch.obs, noise.x0_policy, 1, "euler")
+        flow = oracle.flow_error(params, batch, noise.x0_flow, noise.t)
+        return -min_q(phi64, (0, 1), batch.obs, a_pi).mean() + 1e-3 * flow.mean()
+
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        direction = jax.tree.map(lambda p: rng.standard_normal(p.shape), theta64)
+        direction["obs"] = jax.tree.map(np.zeros_like, direction["obs"])
+        pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        ours = sum(float(np.vdot(np.asarray(g, np.float64), d)) for g, d in pairs)
+        assert abs(ours) > 1e-2
+        assert ours == pytest.approx(directional(loss, theta64, direction), rel=1e-3, abs=1e-3)
+
+
+def test_what_acts_sees_normalised_observations():
+    """The stored action is `policy_action`'s, with statistics that change it."""
+    args = dataclasses.replace(PROBE, learning_starts=0, hidden_size=32)
+    env = bandit.Probe(4, 3, False, jnp.ones_like)
+    state = hl.init_state(env, args)
+    network = state.learner.velocity_field
+    seen = {"mean": jnp.full(1, 3.0), "var": jnp.full(1, 4.0), "count": jnp.float32(3)}
+    theta = {"params": perturbed(network.params["params"], 1), "obs": seen}
+    learner = state.learner.replace(velocity_field=network.replace(params=theta))
+    state = state.replace(learner=learner)
+    x0 = flowrl.source_noise(jax.random.split(state.key, 4)[1], (4, 1))
+    expected = hl.policy_action(theta, state.env.obs, x0, args)
+    raw = flowrl.policy_action(theta, state.env.obs, x0, args)
+    after, _ = jax.jit(lambda s: hl.train_step(s, env, args))(state)
+    np.testing.assert_allclose(after.replay.data.action[:4], expected, atol=1e-5)
+    assert np.abs(expected - raw).max() > 0.05
 
 
 def test_the_numpy_policy_is_the_jax_one(tmp_path):

@@ -1,5 +1,6 @@
 """The trained policies that anyone can play: what is kept of them, and that they play as stored."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import flax.serialization
 import numpy as np
 import pytest
 
+import envs
 import flowrl_jax as flowrl
 import numpy_policy
 from benchmarks import policies
@@ -31,13 +33,10 @@ def test_a_policy_is_small_and_whole(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["status"] == "finished"
     assert folder.name.split("__")[0] == config["args"]["env_id"]
-    ours = numpy_policy.load(folder)
-    if config["algorithm"] == "flowrl_jax":
-        act = flowrl.load_policy(folder)
-        size = len(np.load(folder / "policy.npz")["Dense_0/kernel"])
-        size -= len(np.load(folder / "policy.npz")["Dense_2/bias"]) + 1
-        obs = np.random.default_rng(0).standard_normal((7, size)).astype(np.float32)
-        np.testing.assert_allclose(act(obs), ours(obs), atol=1e-5)
+    act = importlib.import_module(config["algorithm"]).load_policy(folder)
+    size = envs.make(config["args"]["env_id"], 1, "native").observation_size
+    obs = np.random.default_rng(0).standard_normal((7, size)).astype(np.float32)
+    np.testing.assert_allclose(act(obs), numpy_policy.load(folder)(obs), atol=1e-5)
     for row in stored(folder).values():
         assert (row["engine"], row["episodes"]) == ("native", 100)
         assert row["mean"] == pytest.approx(np.mean(row["returns"]))
@@ -74,6 +73,13 @@ def test_only_a_finished_runs_policy_is_kept(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         policies.main()
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_kept_policy_is_not_kept_anew_from_itself():
+    before = sorted(file.name for file in FOLDERS[0].iterdir())
+    with pytest.raises(RunError, match="is where it would be kept"):
+        policies.keep(FOLDERS[0], KEPT)
+    assert sorted(file.name for file in FOLDERS[0].iterdir()) == before
 
 
 def test_the_policys_network_alone_is_kept(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
@@ -17,6 +18,8 @@ def plot(folder: Path) -> Path:
 
     A column `<name>_std` beside one of CURVES becomes a band of one standard deviation.
     """
+    # Not the one of a notebook that started this run: it need not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     from matplotlib.figure import Figure
 
     config = json.loads((folder / "config.json").read_text())

@@ -3,8 +3,11 @@
 import io
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable
+
+os.environ["MPLBACKEND"] = "agg"  # not a notebook's, which need not be installed here
 
 import matplotlib
 import numpy as np

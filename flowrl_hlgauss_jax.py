@@ -53,7 +53,7 @@ class Args(flowrl.Args):
 
 
 PRESETS = flowrl.PRESETS
-BOUNDS = flowrl.BOUNDS | {"num_bins": (2, 2**12)}
+BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)

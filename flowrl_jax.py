@@ -311,7 +311,7 @@ def proximal_weight(q_behaviour: Array, q_policy: Array, args: Args) -> Array:
 def policy_loss(
     theta: Params, phi: Params, batch: Transition, q_beta: Array, noise: UpdateNoise, args, q=twin_q
 ) -> tuple[Array, Metrics]:
-    """Equation (6): Q-maximisation, and the weighted flow-matching term that bounds W2."""
+    """Equation (6): Q-maximisation, Q by `q`, and the weighted flow matching that bounds W2."""
     action = policy_action(theta, batch.obs, noise.x0_policy, args)
     q_policy = jnp.min(q(jax.lax.stop_gradient(phi), batch.obs, action, args), axis=0)
     weight = proximal_weight(q_beta, q_policy, args)
@@ -393,7 +393,7 @@ def learn(learner: Any, batches: Transition, noises: UpdateNoise, args: Any, upd
 
 
 def train_step(state: TrainState, env: VectorEnv, args: Any, act=policy_action, update=update):
-    """Acts in N environments, stores N transitions, makes U updates. Metrics are sums."""
+    """Acts by `act` in N environments, stores N transitions, makes U updates. Metrics are sums."""
     key, x0_key, random_key, learn_key = jax.random.split(state.key, 4)
     shape = (env.num_envs, env.action_size)
     theta, obs = state.learner.velocity_field.params, state.env.obs

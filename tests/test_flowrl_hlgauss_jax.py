@@ -93,6 +93,17 @@ def test_a_constant_observation_stays_finite():
     np.testing.assert_allclose(hl.normalise({"obs": statistics}, jnp.full(2, 7.0)), 0, atol=1e-5)
 
 
+def test_values_start_near_zero():
+    """And not at the middle of the bins, 50, from where they come down slowly: NOTES.md."""
+    args = hl.Args(hidden_size=32)
+    learner = INIT(jax.random.key(0), OBS, A, args)
+    batch = make_batch()
+    for critics in (learner.critics.params, learner.target_critics):
+        q = hl.head_values(critics, batch.obs, batch.action, args)
+        assert np.abs(np.mean(q, axis=1)).max() < 3
+        np.testing.assert_array_equal(q[:2], q[2:])  # Q_beta is a copy of Q_phi
+
+
 # --------------------------------------------------------------- an update against the oracle
 
 

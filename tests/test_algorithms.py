@@ -36,7 +36,10 @@ def cartpole():
     return envs.make("cartpole-swingup", 4, "native", seed=1)
 
 
-@ALGORITHMS
+# FlowRL's step, and so that of flowrl_hlgauss_jax.py, is in the fast tests already.
+@pytest.mark.parametrize(
+    "algorithm", [sac_jax, pytest.param(flowrl_hlgauss_jax, marks=pytest.mark.slow)]
+)
 def test_no_key_is_used_twice(algorithm, cartpole):
     args = algorithm.Args(**REAL)
     with jax.debug_key_reuse(True):

@@ -16,11 +16,12 @@ import numpy_policy
 from benchmarks import bandit
 from harness import command_line
 
-SMALL = dict(hidden_size=32, batch_size=B, num_envs=4, num_bins=12, v_min=-2.0, v_max=4.0)
+SMALL = dict(hidden_size=32, batch_size=B, num_envs=4, num_bins=12, v_min=-4.0, v_max=20.0)
 SMALL = dataclasses.replace(hl.Args(), **SMALL)
 RANGE = (SMALL.v_min, SMALL.v_max)
 NOISE = flowrl.draw_update_noise(jax.random.key(7), B, A)
-UPDATE = jax.jit(hl.update, static_argnums=(3, 4))
+UPDATE = jax.jit(hl.update, static_argnums=3)  # one program, whether a policy step is due or not
+VALUES = jax.jit(hl.head_values, static_argnums=3)
 INIT = jax.jit(hl.init_learner, static_argnums=(1, 2, 3))
 
 
@@ -46,7 +47,7 @@ def make_learner(args=SMALL):
 
 
 def test_a_value_as_a_distribution_is_the_oracles():
-    y = np.array([-7.0, -2.0, -1.9, 0.0, 0.31, 1.77, 4.0, 99.0], np.float32)
+    y = np.array([-7.0, -4.0, -3.9, 0.0, 0.31, 1.77, 20.0, 99.0], np.float32)
     found = hl.hl_gauss(y, SMALL)
     np.testing.assert_allclose(found, oracle.hl_gauss(y, *RANGE, 12), atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
@@ -54,15 +55,16 @@ def test_a_value_as_a_distribution_is_the_oracles():
 
 def test_the_mean_of_a_distribution_is_the_value_away_from_the_edges():
     """Three bins from an edge: a bell cut off there has another mean."""
-    y = jnp.linspace(-2 + 1.5, 4 - 1.5, 50)
-    logits = jnp.log(hl.hl_gauss(y, SMALL))
-    np.testing.assert_allclose(hl.mean_value(logits, SMALL), y, atol=5e-4)
-    at_edge = hl.mean_value(jnp.log(hl.hl_gauss(jnp.array([-2.0]), SMALL)), SMALL)
-    assert at_edge > -2 + 0.2
+    there_and_back = jax.jit(
+        lambda y, args: hl.mean_value(jnp.log(hl.hl_gauss(y, args) + 1e-30), args), static_argnums=1
+    )
+    y = jnp.append(jnp.linspace(-4 + 6, 20 - 6, 50), -4.0)
+    mean = there_and_back(y, SMALL)
+    np.testing.assert_allclose(mean[:-1], y[:-1], atol=2e-3)
+    assert mean[-1] > -4 + 0.8
     args = hl.Args()  # so that the defaults leave room around all returns of rewards in [0, 1]
     y = jnp.linspace(0, 1 / (1 - args.gamma), 500)
-    mean = hl.mean_value(jnp.log(hl.hl_gauss(y, args) + 1e-30), args)
-    np.testing.assert_allclose(mean, y, atol=0.01)
+    np.testing.assert_allclose(there_and_back(y, args), y, atol=0.01)
 
 
 # -------------------------------------------------------------------------------- observations
@@ -94,13 +96,11 @@ def test_a_constant_observation_stays_finite():
 
 
 def test_values_start_near_zero():
-    """And not at the middle of the bins, 50, from where they come down slowly: NOTES.md."""
-    args = hl.Args(hidden_size=32)
-    learner = INIT(jax.random.key(0), OBS, A, args)
-    batch = make_batch()
+    """And not at the middle of the bins, 8, from where they come down slowly: NOTES.md."""
+    learner, batch = INIT(jax.random.key(0), OBS, A, SMALL), make_batch()
     for critics in (learner.critics.params, learner.target_critics):
-        q = hl.head_values(critics, batch.obs, batch.action, args)
-        assert np.abs(np.mean(q, axis=1)).max() < 3
+        q = VALUES(critics, batch.obs, batch.action, SMALL)
+        assert np.abs(np.mean(q, axis=1)).max() < 2
         np.testing.assert_array_equal(q[:2], q[2:])  # Q_beta is a copy of Q_phi
 
 
@@ -111,7 +111,7 @@ def test_values_start_near_zero():
 def updated():
     """An update from `make_learner`: before, after, metrics, and what it saw, in float64."""
     state, batch = make_learner(), make_batch()
-    after, metrics = UPDATE(state, batch, NOISE, SMALL, 1)
+    after, metrics = UPDATE(state, batch, NOISE, SMALL, jnp.int32(1))
     seen, s = float64(state.velocity_field.params["obs"]), float64(batch.obs)
     delta = s.mean(axis=0) - seen["mean"]
     mean = seen["mean"] + delta / 4  # four batches, of one size
@@ -148,7 +148,7 @@ def expected_metrics(state, after, b):
         "q": min_q(critics, (0, 1), b.obs, b.action).mean(),
         "q_behaviour": q_behaviour.mean(),
         "v_behaviour": oracle.value(value, b.obs).mean(),
-        "at_edges": np.mean([(t < RANGE[0] + 1) | (t > RANGE[1] - 1) for t in (y, y_b)]),
+        "at_edges": np.mean([(t < RANGE[0] + 4) | (t > RANGE[1] - 4) for t in (y, y_b)]),
         "policy": -q_policy.mean() + (w * flow).mean(),
         "policy_q": q_policy.mean(),
         "policy_flow": flow.mean(),
@@ -163,6 +163,7 @@ def test_an_update_is_the_oracles(updated):
     assert set(metrics) == {f"losses/{name}" for name in expected}
     for name, value in expected.items():
         assert float(metrics[f"losses/{name}"]) == pytest.approx(value, rel=1e-4), name
+    assert 0 < expected["at_edges"] < 1
     # The order would show: with the critic of before its step the policy's loss is another.
     wrong = expected_metrics(state, state, batch)
     assert abs(wrong["policy_q"] - expected["policy_q"]) > 1e-3
@@ -183,7 +184,7 @@ def test_statistics_and_targets_after_an_update(updated):
 
 def test_without_a_policy_step_only_statistics_of_the_policy_move(updated):
     state = updated[0]
-    after, metrics = UPDATE(state, make_batch(), NOISE, SMALL, 0)
+    after, metrics = UPDATE(state, make_batch(), NOISE, SMALL, jnp.int32(0))
     same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
     same(after.velocity_field.params["params"], state.velocity_field.params["params"])
     same(after.target_critics, state.target_critics)
@@ -221,7 +222,10 @@ SIZES |= dict(updates_per_step=4, learning_rate=1e-3, log_interval=1_200, gamma=
 PROBE = dataclasses.replace(hl.Args(), **SIZES, target_tau=0.1, num_bins=41, v_min=-2.0, v_max=8.0)
 
 
-@pytest.mark.parametrize(("terminates", "known"), [(False, 1 / (1 - 0.8)), (True, 1.0)])
+@pytest.mark.parametrize(
+    ("terminates", "known"),
+    [pytest.param(False, 1 / (1 - 0.8), marks=pytest.mark.slow), (True, 1.0)],
+)
 def test_value_of_reward_one_is_known(terminates, known):
     """A time limit bootstraps, a termination does not."""
     env = bandit.Probe(4, 1 if terminates else 3, terminates, jnp.ones_like)
@@ -235,16 +239,7 @@ def test_value_of_reward_one_is_known(terminates, known):
     assert metrics["losses/at_edges"] == 0
 
 
-def test_targets_outside_of_the_bins_are_told():
-    """The share of them: rewards of 50 where the highest edge is 40, in a quarter of the batch."""
-    batch = make_batch()
-    reward = batch.reward + 50 * (np.arange(B) % 4 == 0)
-    args = dataclasses.replace(SMALL, v_min=-20.0, v_max=40.0)
-    state = INIT(jax.random.key(0), OBS, A, args)  # values near 0
-    _, metrics = UPDATE(state, batch.replace(reward=reward.astype(np.float32)), NOISE, args, 1)
-    assert metrics["losses/at_edges"] == 0.25
-
-
+@pytest.mark.slow
 def test_values_that_end_at_the_last_bin_are_told():
     """Where the true value is 5 and the last edge 2, no target is outside by much: it saturates."""
     args = dataclasses.replace(PROBE, v_max=2.0)
@@ -293,7 +288,9 @@ def test_what_acts_sees_normalised_observations():
     x0 = flowrl.source_noise(jax.random.split(state.key, 4)[1], (4, 1))
     expected = hl.policy_action(theta, state.env.obs, x0, args)
     raw = flowrl.policy_action(theta, state.env.obs, x0, args)
-    after, _ = jax.jit(lambda s: hl.train_step(s, env, args))(state)
+    learns_nothing = lambda learner, *_: (learner, {"losses/policy": jnp.zeros(())})  # noqa: E731
+    step = functools.partial(hl.train_step, env=env, args=args, update=learns_nothing)
+    after, _ = jax.jit(step)(state)
     np.testing.assert_allclose(after.replay.data.action[:4], expected, atol=1e-5)
     assert np.abs(expected - raw).max() > 0.05
 

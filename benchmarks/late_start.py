@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RUNS = {  # title -> metrics.csv
     "flowrl_jax": HERE / "learning" / "humanoid-stand__1.csv",
+    "flowrl_jax, again": HERE / "development" / "flowrl_cpu" / "humanoid-stand__1.csv",
     "flowrl_hlgauss_jax": HERE / "development" / "flowrl_hlgauss_cpu" / "humanoid-stand__1.csv",
 }
 SAMPLED = "eval/episodic_return_sampled"

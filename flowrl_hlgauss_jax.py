@@ -11,7 +11,8 @@ imported: read it first. Two things are added, each from a paper of its own:
     observations s <- clip((s - mean) / sqrt(var + 1e-4), -10, 10), for every network          (7)
     critic       Q(s, a) = sum_k p_k z_k,  p = softmax(logits(s, a)),  z_k: centres of bins    (8)
     of a value y h_k(y) ~ Phi((e_{k+1} - y) / sigma) - Phi((e_k - y) / sigma),  e: edges       (9)
-    an update    batch seen by (7);  y, y_b as in (2), (3), by (8)
+    an update    batch seen by (7);  y, y_b as in (2), (3), by (8), from s' n steps later:
+                 r = sum_{k<n} gamma^k r_k,  gamma^n in place of gamma                        (10)
                  phi  <- phi  - grad mean -sum_k h_k(y)   log p_k(s, a)                        (2)
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)
@@ -37,7 +38,7 @@ import envs
 import flowrl_jax as flowrl
 import numpy_policy
 from flowrl_jax import Metrics, Network, Params, TrainState, Transition, UpdateNoise
-from harness import command_line, launch, loops
+from harness import command_line, launch, loops, replay
 from harness.contract import MAX_INT, chunk_length
 from harness.policy import Policy
 from vector_env import VectorEnv
@@ -50,10 +51,11 @@ class Args(flowrl.Args):
     num_bins: int = 55  # K, bins of a critic's distribution
     v_min: float = -5.0  # lowest edge; below the lowest return by a few bins, as a bell has tails
     v_max: float = 105.0  # highest edge; rewards in [0, 1] give 1 / (1 - gamma) at most
+    n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
 
 
 PRESETS = flowrl.PRESETS
-BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12)}
+BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)
@@ -151,6 +153,28 @@ def policy_action(theta: Params, obs: Array, x0: Array, args: Args) -> Array:
     return flowrl.policy_action(theta, normalise(theta, obs), x0, args)
 
 
+# -------------------------------------------------------------------------------------- n steps
+def draw_batches(key: Array, ring: replay.Replay, args: Args):
+    """As flowrl_jax.draw_batches, each transition with those that follow it: (U, B, n, ...)."""
+    steps = (args.n_step, args.num_envs) if args.n_step > 1 else None
+    return flowrl.draw_batches(key, ring, args, steps=steps)
+
+
+def n_step(window: Transition, args: Args) -> tuple[Transition, Array]:
+    """Equation (10), n transitions as one: (B, n, ...) -> (B, ...), and gamma^n, (B,).
+
+    Fewer than n where the episode or the ring ends sooner: where the next does not begin at s'.
+    """
+    goes_on = jnp.all(window.obs[:, 1:] == window.next_obs[:, :-1], axis=-1)
+    goes_on &= ~window.terminated[:, :-1]
+    counts = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
+    last = jnp.sum(counts, axis=1) - 1
+    reward = jnp.sum(counts * args.gamma ** jnp.arange(args.n_step) * window.reward, axis=1)
+    end = jax.tree.map(lambda x: x[jnp.arange(len(last)), last], window)
+    begin = {"obs": window.obs[:, 0], "action": window.action[:, 0]}
+    return end.replace(**begin, reward=reward), args.gamma ** (last + 1)
+
+
 # ----------------------------------------------------------------------------------------- values
 def edges(args: Args) -> Array:
     """e of (9), (K + 1,)."""
@@ -212,6 +236,7 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
     due: whether (6) and the targets are, 1 or 0; None: on updates 0, 2, 4 ...
     """
+    batch, gamma = n_step(batch, args) if args.n_step > 1 else (batch, args.gamma)
     theta = state.velocity_field.params
     theta = theta | {"obs": count_batch(theta["obs"], batch.obs)}
     obs, next_obs = normalise(theta, batch.obs), normalise(theta, batch.next_obs)
@@ -220,9 +245,9 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
     target_phi, target_beta = of_phi(state.target_critics), of_beta(state.target_critics)
     q_next = head_values(target_phi, next_obs, a_next, args).min(axis=0)
     q_target = head_values(target_beta, obs, batch.action, args).min(axis=0)
-    y = flowrl.td_target(batch, q_next, args)
+    y = flowrl.td_target(batch, q_next, gamma)
     v_next = flowrl.behaviour_value(state.behaviour_value.params, next_obs, args)
-    y_b = flowrl.td_target(batch, v_next, args)
+    y_b = flowrl.td_target(batch, v_next, gamma)
     critics, _, (phi_loss, beta_loss, q, q_behaviour) = flowrl.gradient_step(
         state.critics, lambda params: critic_loss(params, batch, y, y_b, args)
     )
@@ -254,7 +279,8 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
 # ----------------------------------------------------------------------------------------- train
 # Acts in N environments, stores N transitions, makes U updates: as FlowRL, with what is new here.
-train_step = functools.partial(flowrl.train_step, act=policy_action, update=update)
+OWN = {"act": policy_action, "update": update, "draw": draw_batches}
+train_step = functools.partial(flowrl.train_step, **OWN)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)

@@ -278,10 +278,10 @@ def behaviour_value(params: Params, obs: Array, args: Args) -> Array:
         return ValueNetwork(args.hidden_size, args.compute_dtype).apply(params, obs)
 
 
-def td_target(batch: Transition, next_value: Array, args: Args) -> Array:
+def td_target(batch: Transition, next_value: Array, gamma: float | Array) -> Array:
     """Target of (2) and (3): r + gamma (1 - terminated) next_value, (B,); no gradient."""
     chex.assert_equal_shape([batch.reward, batch.terminated, next_value])
-    return jax.lax.stop_gradient(batch.reward + args.gamma * (1.0 - batch.terminated) * next_value)
+    return jax.lax.stop_gradient(batch.reward + gamma * (1.0 - batch.terminated) * next_value)
 
 
 def critic_loss(params: Params, batch: Transition, y: Array, args: Args):
@@ -342,10 +342,10 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
     """
     a_next = policy_action(state.velocity_field.params, batch.next_obs, noise.x0_next, args)
     q_next = twin_q(state.target_critic, batch.next_obs, a_next, args).min(axis=0)
-    y = td_target(batch, q_next, args)
+    y = td_target(batch, q_next, args.gamma)
     critic, phi_loss, q = gradient_step(state.critic, lambda phi: critic_loss(phi, batch, y, args))
     v_next = behaviour_value(state.behaviour_value.params, batch.next_obs, args)
-    y_b = td_target(batch, v_next, args)
+    y_b = td_target(batch, v_next, args.gamma)
     behaviour_critic, beta_loss, q_behaviour = gradient_step(  # q_behaviour: before this step
         state.behaviour_critic, lambda beta: critic_loss(beta, batch, y_b, args)
     )
@@ -372,11 +372,12 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
 
 # ----------------------------------------------------------------------------------------- train
-def draw_batches(key: Array, ring: replay.Replay, args: Any, draw_noise=draw_update_noise):
+def draw_batches(key: Array, ring: replay.Replay, args, draw_noise=draw_update_noise, steps=None):
     """The batches and the noise of U updates: Transition and UpdateNoise, leaves (U, B, ...)."""
     batch_key, noise_key = jax.random.split(key)
     shape, action_size = (args.updates_per_step, args.batch_size), ring.data.action.shape[-1]
-    batches = replay.sample(batch_key, ring, shape, args.recent_fraction, args.recent_window)
+    newest = (args.recent_fraction, args.recent_window)
+    batches = replay.sample(batch_key, ring, shape, *newest, steps)
     keys = jax.random.split(noise_key, args.updates_per_step)
     return batches, jax.vmap(lambda key: draw_noise(key, args.batch_size, action_size))(keys)
 
@@ -392,7 +393,7 @@ def learn(learner: Any, batches: Transition, noises: UpdateNoise, args: Any, upd
     return loop(loops.guarded(one, skips), learner, (batches, noises))
 
 
-def train_step(state: TrainState, env: VectorEnv, args: Any, act=policy_action, update=update):
+def train_step(state, env: VectorEnv, args, act=policy_action, update=update, draw=draw_batches):
     """Acts by `act` in N environments, stores N transitions, makes U updates. Metrics are sums."""
     key, x0_key, random_key, learn_key = jax.random.split(state.key, 4)
     shape = (env.num_envs, env.action_size)
@@ -404,7 +405,7 @@ def train_step(state: TrainState, env: VectorEnv, args: Any, act=policy_action, 
     transition = Transition(obs, action, after.reward, after.next_obs, after.terminated)
     ring = replay.insert(state.replay, transition)
     learns = started & replay.holds(state.replay, args.learning_starts)  # a resume may lack it
-    given = loops.when(learns, lambda: draw_batches(learn_key, ring, args))
+    given = loops.when(learns, lambda: draw(learn_key, ring, args))
     learner, metrics = loops.repeat(lambda s: learn(s, *given, args, update), state.learner, learns)
     state, charts = loops.count_step(state, after, action)
     return state.replace(learner=learner, replay=ring, env=after, key=key), metrics | charts

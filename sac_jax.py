@@ -198,7 +198,7 @@ def update(
     theta, alpha = state.actor.params, alpha_of(state.alpha.params)
     a_next, log_prob_next = sample(theta, batch.next_obs, noise.next, args)
     q_next = flowrl.twin_q(state.target_critic, batch.next_obs, a_next, args)
-    y = flowrl.td_target(batch, soft_value(q_next, log_prob_next, alpha), args)
+    y = flowrl.td_target(batch, soft_value(q_next, log_prob_next, alpha), args.gamma)
     critic, phi_loss, q = flowrl.gradient_step(
         state.critic, lambda phi: flowrl.critic_loss(phi, batch, y, args)
     )

@@ -71,7 +71,7 @@ def gradients(learner, batch, noise, args) -> dict:
     theta, phi = learner.velocity_field.params, learner.critic.params
     a_next = flowrl.policy_action(theta, batch.next_obs, noise.x0_next, args)
     q_next = flowrl.twin_q(learner.target_critic, batch.next_obs, a_next, args).min(axis=0)
-    y = flowrl.td_target(batch, q_next, args)
+    y = flowrl.td_target(batch, q_next, args.gamma)
     beta = learner.target_behaviour_critic
     q_beta = flowrl.twin_q(beta, batch.obs, batch.action, args).min(axis=0)
     losses = {

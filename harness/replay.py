@@ -86,7 +86,12 @@ def holds(replay: Replay, number: int) -> Array:
 
 
 def sample(
-    key: Array, replay: Replay, shape: tuple[int, int], recent_fraction: float, recent_window: int
+    key: Array,
+    replay: Replay,
+    shape: tuple[int, int],
+    recent_fraction: float,
+    recent_window: int,
+    following: tuple[int, int] | None = None,
 ) -> Any:
     """Draws U batches of B transitions with replacement, as a pytree (U, B, ...), in float32.
 
@@ -97,15 +102,20 @@ def sample(
       recent_fraction: share of each batch that is drawn from the newest `recent_window`
         transitions; the rest is drawn uniformly. Over D devices each draws B / D, and its share
         of the newest from the `recent_window` / D that are its own.
+      following: (n, N), to draw with each transition the n - 1 that follow it in the ring N apart,
+        as a pytree (U, B, n, ...). Where N were inserted at a time they are of the same
+        environment; whether one goes on where the one before it ended, their observations say:
+        an episode may have ended between, or the ring.
     """
     if replay.mesh is not None:
         (axis,), num_devices = replay.mesh.axis_names, replay.mesh.size
         part = (shape[0], shape[1] // num_devices)
         window = max(1, recent_window // num_devices)
+        own = following and (following[0], following[1] // num_devices)
 
         def draw(ring: Replay, key: Array) -> Any:
             own_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-            return sample(own_key, ring, part, recent_fraction, window)
+            return sample(own_key, ring, part, recent_fraction, window, own)
 
         return _on_each_device(draw, replay, key, P(), P(None, axis))
     recent_key, uniform_key = jax.random.split(key)
@@ -113,10 +123,14 @@ def sample(
     num_recent = round(recent_fraction * batch_size)
     newest = jnp.minimum(recent_window, replay.size)
     age = jax.random.randint(recent_key, (num_updates, num_recent), 0, newest)
-    recent = (replay.position - 1 - age) % jax.tree.leaves(replay.data)[0].shape[0]
+    capacity = jax.tree.leaves(replay.data)[0].shape[0]
+    recent = (replay.position - 1 - age) % capacity
     rest = (num_updates, batch_size - num_recent)
     uniform = jax.random.randint(uniform_key, rest, 0, replay.size)
     rows = jnp.concatenate([recent, uniform], axis=1)
+    if following is not None:
+        length, apart = following
+        rows = (rows[..., None] + apart * jnp.arange(length)) % capacity
 
     def read(ring: Array) -> Array:
         is_float = jnp.issubdtype(ring.dtype, jnp.floating)

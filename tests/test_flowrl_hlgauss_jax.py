@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,64 @@ def test_values_start_near_zero():
         q = VALUES(critics, batch.obs, batch.action, SMALL)
         assert np.abs(np.mean(q, axis=1)).max() < 2
         np.testing.assert_array_equal(q[:2], q[2:])  # Q_beta is a copy of Q_phi
+
+
+# --------------------------------------------------------------------------------------- n steps
+STEPS = dataclasses.replace(SMALL, n_step=3)
+
+
+def make_windows(length=3):
+    """(B, length, ...) of unbroken, unterminated episodes."""
+    single = make_batch(size=B * length)
+    window = jax.tree.map(lambda x: x.reshape(B, length, *x.shape[1:]), single)
+    next_obs = np.concatenate([window.obs[:, 1:], window.next_obs[:, -1:]], axis=1)
+    return window.replace(next_obs=next_obs, terminated=np.zeros((B, length), bool))
+
+
+def test_n_steps_are_counted_one_by_one():
+    """Against a loop; windows that end by termination, by a reset or the ring, and not at all."""
+    window = make_windows()
+    obs, terminated = window.obs.copy(), window.terminated.copy()
+    for row, k in ((0, 0), (1, 1), (2, 2)):
+        terminated[row, k] = True
+    for row, k in ((3, 1), (4, 2), (2, 1)):
+        obs[row, k] += 1.0  # another episode's
+    obs[5, 1, 0] += 1e-3  # one number differs
+    window = window.replace(obs=obs, terminated=terminated)
+    found, gamma = hl.n_step(window, STEPS)
+    lengths = []
+    for row in range(B):
+        k, total = 0, float(window.reward[row, 0])
+        while k < 2 and not terminated[row, k]:
+            if any(obs[row, k + 1] != window.next_obs[row, k]):
+                break
+            k += 1
+            total += STEPS.gamma**k * float(window.reward[row, k])
+        np.testing.assert_allclose(found.reward[row], total, rtol=1e-6)
+        np.testing.assert_allclose(gamma[row], STEPS.gamma ** (k + 1), rtol=1e-6)
+        np.testing.assert_array_equal(found.next_obs[row], window.next_obs[row, k])
+        np.testing.assert_array_equal(found.obs[row], obs[row, 0])
+        np.testing.assert_array_equal(found.action[row], window.action[row, 0])
+        assert found.terminated[row] == terminated[row, k]
+        lengths.append(k + 1)
+    assert lengths == [1, 2, 1, 1, 2, 1, *[3] * 10]
+
+
+def test_an_update_of_n_steps_is_one_of_a_single_long_step():
+    window, state = make_windows(), make_learner()
+    powers = STEPS.gamma ** np.arange(3)
+    long = flowrl.Transition(
+        obs=window.obs[:, 0],
+        action=window.action[:, 0],
+        reward=(powers * window.reward).sum(axis=1).astype(np.float32),
+        next_obs=window.next_obs[:, -1],
+        terminated=window.terminated[:, -1],
+    )
+    args = dataclasses.replace(SMALL, gamma=STEPS.gamma**3)
+    found, metrics = UPDATE(state, window, NOISE, STEPS, jnp.int32(1))
+    expected, expected_metrics = UPDATE(state, long, NOISE, args, jnp.int32(1))
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
+    chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
 
 
 # --------------------------------------------------------------- an update against the oracle
@@ -293,6 +352,45 @@ def test_what_acts_sees_normalised_observations():
     after, _ = jax.jit(step)(state)
     np.testing.assert_allclose(after.replay.data.action[:4], expected, atol=1e-5)
     assert np.abs(expected - raw).max() > 0.05
+
+
+class Counting(bandit.Probe):
+    """Its observation: 100 times the environment's number, from 1, and the step in the episode."""
+
+    def reset(self, key):
+        start = super().reset(key)
+        obs = 100.0 * jnp.arange(1.0, self.num_envs + 1)[:, None]
+        return start.replace(obs=obs, next_obs=obs + 0)
+
+    def step(self, state, action):
+        after = super().step(state, action)
+        first = state.obs - state.step_count[:, None]
+        return after.replace(obs=first + after.step_count[:, None], next_obs=state.obs + 1.0)
+
+
+def test_what_trains_draws_windows_of_one_environment():
+    """In episodes of 5 steps, of which a window holds 3, or what is left."""
+    args = dataclasses.replace(PROBE, n_step=3, learning_starts=0)
+    env = Counting(4, 5, False, jnp.ones_like)
+    seen_nothing = {"batch": jnp.zeros((args.batch_size, 3, 1)), "losses/policy": jnp.zeros(())}
+    state = hl.init_state(env, args)
+
+    def learns_nothing(learner, batch, *_):
+        chex.assert_shape(batch.obs, seen_nothing["batch"].shape)  # what train_step draws
+        return learner, seen_nothing
+
+    step = jax.jit(functools.partial(hl.train_step, env=env, args=args, update=learns_nothing))
+    for _ in range(12):
+        state, _ = step(state)
+    windows, _ = hl.draw_batches(jax.random.key(0), state.replay, args)
+    batch, gamma = hl.n_step(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), windows), args)
+    length = np.round(np.log(gamma) / np.log(args.gamma)).astype(int)
+    begun = np.asarray(batch.obs)[:, 0] % 100
+    np.testing.assert_array_equal(batch.next_obs, batch.obs + length[:, None])
+    after_start = begun >= 2  # the newest are steps 0 and 1 of an episode: what follows is to come
+    np.testing.assert_array_equal(length[after_start], np.minimum(3, 5 - begun)[after_start])
+    assert set(length[begun == 0]) == {2, 3}
+    assert set(length[begun == 1]) == {1, 3}
 
 
 def test_the_numpy_policy_is_the_jax_one(tmp_path):

@@ -202,7 +202,7 @@ def test_first_critic_step_is_adam_down_the_gradient():
     @jax.grad
     def gradient(params):
         v = flowrl.behaviour_value(state.behaviour_value.params, batch.next_obs, SMALL)
-        y_b = flowrl.td_target(batch, v, SMALL)
+        y_b = flowrl.td_target(batch, v, SMALL.gamma)
         return flowrl.critic_loss(params, batch, y_b, SMALL)[0]
 
     gradient = gradient(state.behaviour_critic.params)
@@ -262,7 +262,7 @@ def test_no_gradient_where_none_belongs():
 
     def of_value(p):
         v = flowrl.behaviour_value(p, batch.next_obs, SMALL)
-        return jnp.sum(flowrl.td_target(batch, v, SMALL))
+        return jnp.sum(flowrl.td_target(batch, v, SMALL.gamma))
 
     def of_target(q):
         return flowrl.behaviour_value_loss(state.behaviour_value.params, batch.obs, q, SMALL)[0]

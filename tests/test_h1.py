@@ -479,7 +479,7 @@ def test_a_fall_is_an_end_without_a_value():
     batch = flowrl.Transition(
         state.obs, jnp.zeros((N, 19)), state.reward, state.next_obs, state.terminated
     )
-    target = flowrl.td_target(batch, jnp.full(N, 100.0), flowrl.Args())
+    target = flowrl.td_target(batch, jnp.full(N, 100.0), flowrl.Args().gamma)
     assert float(target[fallen]) == pytest.approx(float(state.reward[fallen]))
     np.testing.assert_allclose(
         target[~state.terminated], (state.reward + 99.0)[~state.terminated], rtol=1e-6

@@ -145,7 +145,7 @@ def test_no_gradient_where_none_belongs():
 
     def of_target(q, alpha):
         value = sac.soft_value(q, jnp.ones(B), alpha)
-        return flowrl.td_target(batch, value, SMALL).sum()
+        return flowrl.td_target(batch, value, SMALL.gamma).sum()
 
     def of_temperature(log_prob, _):
         return sac.temperature_loss(state.alpha.params, log_prob, -1.0)[0]

@@ -44,6 +44,19 @@ def test_a_part_filled_ring_gives_no_empty_row():
     assert set(np.asarray(drawn).ravel()) == {5, 6, 7, 8}
 
 
+def test_what_follows_is_drawn_with_each_transition():
+    """`num` apart, so of the same environment; around the seam come the oldest."""
+    windows = replay.sample(jax.random.key(0), filled(12, 5), (3, 200), 0.25, 4, (3, 4))
+    drawn = np.asarray(windows["reward"])
+    assert drawn.shape == (3, 200, 3)
+    kept = np.arange(8, 20)
+    expected = kept[(drawn[..., :1] - 8 + 4 * np.arange(3)).astype(int) % 12]
+    np.testing.assert_array_equal(drawn, expected)
+    single = replay.sample(jax.random.key(0), filled(12, 5), (3, 200), 0.25, 4)
+    np.testing.assert_array_equal(drawn[..., 0], single["reward"])  # the same draws
+    assert windows["obs"].shape == (3, 200, 3, 3)
+
+
 def test_uniform_part_is_uniform():
     ring = filled(100, 25)
     drawn = replay.sample(jax.random.key(1), ring, (50, 1000), 0.0, 4)["reward"]

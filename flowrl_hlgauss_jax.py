@@ -154,8 +154,8 @@ def policy_action(theta: Params, obs: Array, x0: Array, args: Args) -> Array:
 
 
 # -------------------------------------------------------------------------------------- n steps
-def draw_batches(key: Array, ring: replay.Replay, args: Args):
-    """As flowrl_jax.draw_batches, each transition with those that follow it: (U, B, n, ...)."""
+def draw_batches(key: Array, ring: replay.Replay, args: Args) -> tuple[Transition, UpdateNoise]:
+    """As flowrl_jax.draw_batches; for n > 1 with the transitions that follow: (U, B, n, ...)."""
     steps = (args.n_step, args.num_envs) if args.n_step > 1 else None
     return flowrl.draw_batches(key, ring, args, steps=steps)
 
@@ -219,7 +219,9 @@ def of_beta(critics: Params) -> Params:
 
 
 # ----------------------------------------------------------------------------------------- losses
-def critic_loss(params: Params, batch: Transition, y: Array, y_b: Array, args: Args):
+def critic_loss(
+    params: Params, batch: Transition, y: Array, y_b: Array, args: Args
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     """(2) + (3) of all four heads, and what is told of them: (2), (3), min Q_phi, min Q_beta."""
     logits = critic_logits(params, batch.obs, batch.action, args)
     target = hl_gauss(jnp.stack([y, y, y_b, y_b]), args)
@@ -231,7 +233,9 @@ def critic_loss(params: Params, batch: Transition, y: Array, y_b: Array, args: A
 
 
 # ----------------------------------------------------------------------------------------- update
-def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args, due=None):
+def update(
+    state: LearnerState, batch: Transition, noise: UpdateNoise, args: Args, due: Array | None = None
+) -> tuple[LearnerState, Metrics]:
     """One update: (7), then (2) and (3), (4), (6) and the targets. As flowrl_jax.update.
 
     due: whether (6) and the targets are, 1 or 0; None: on updates 0, 2, 4 ...

@@ -203,10 +203,9 @@ def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> Lea
     network = functools.partial(new_network, args=args)
     # The whole state is donated, and a buffer can be donated once: copies are drawn anew.
     critic = functools.partial(TwinCritic(**sizes).init, critic_key, obs, action)
+    theta = VelocityField(action_size, **sizes).init(policy_key, obs, action, t)
     return LearnerState(
-        velocity_field=network(
-            VelocityField(action_size, **sizes).init(policy_key, obs, action, t)
-        ),
+        velocity_field=network(theta),
         critic=network(critic()),
         behaviour_critic=network(critic()),
         behaviour_value=network(ValueNetwork(**sizes).init(value_key, obs)),
@@ -372,14 +371,14 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
 
 # ----------------------------------------------------------------------------------------- train
-def draw_batches(key: Array, ring: replay.Replay, args, draw_noise=draw_update_noise, steps=None):
+def draw_batches(key: Array, ring: replay.Replay, args: Any, noise=draw_update_noise, steps=None):
     """The batches and the noise of U updates: Transition and UpdateNoise, leaves (U, B, ...)."""
     batch_key, noise_key = jax.random.split(key)
     shape, action_size = (args.updates_per_step, args.batch_size), ring.data.action.shape[-1]
     newest = (args.recent_fraction, args.recent_window)
     batches = replay.sample(batch_key, ring, shape, *newest, steps)
     keys = jax.random.split(noise_key, args.updates_per_step)
-    return batches, jax.vmap(lambda key: draw_noise(key, args.batch_size, action_size))(keys)
+    return batches, jax.vmap(lambda key: noise(key, args.batch_size, action_size))(keys)
 
 
 def learn(learner: Any, batches: Transition, noises: UpdateNoise, args: Any, update=update):
@@ -393,7 +392,9 @@ def learn(learner: Any, batches: Transition, noises: UpdateNoise, args: Any, upd
     return loop(loops.guarded(one, skips), learner, (batches, noises))
 
 
-def train_step(state, env: VectorEnv, args, act=policy_action, update=update, draw=draw_batches):
+def train_step(
+    state: TrainState, env: VectorEnv, args, act=policy_action, update=update, draw=draw_batches
+) -> tuple[TrainState, Metrics]:
     """Acts by `act` in N environments, stores N transitions, makes U updates. Metrics are sums."""
     key, x0_key, random_key, learn_key = jax.random.split(state.key, 4)
     shape = (env.num_envs, env.action_size)

@@ -139,6 +139,10 @@ def four_replay_keeps_and_draws_what_is_a_devices_own():
         assert set(part[:, :2].ravel()) == {100.0 * d + 9, 100.0 * d + 59}
     assert (drawn[0] % 100 != drawn[1] % 100).any(), "two devices draw the same rows"
     assert draw(jax.random.key(0)).tolist() == batch.tolist()
+    windows = np.asarray(replay.sample(jax.random.key(0), ring, (50, 16), 0.5, 8, (3, 8)))
+    assert windows.shape == (50, 16, 3)
+    np.testing.assert_array_equal(windows // 50, windows[..., :1] // 50 + np.zeros(3))  # its own
+    np.testing.assert_array_equal((np.diff(windows) - 1) % 4, 0)  # one step on; the ring holds 4
 
 
 def make_adapted(num_envs, seed):

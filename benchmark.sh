@@ -204,10 +204,13 @@ is_finished() { # TASK SEED: whether any of its folders says so
     grep -qs '^ *"status": "finished"' "${found[@]}"
 }
 
+has_checkpoint() { # FOLDER
+    compgen -G "$1/checkpoints/[0-9]*" >/dev/null
+}
+
 # FOLDER of a failed run: whether it has checkpoints, and what failed was not what was learned.
 can_go_on() {
-    compgen -G "$1/checkpoints/[0-9]*" >/dev/null &&
-        ! grep -q '"error": "FloatingPointError' "$1/config.json"
+    has_checkpoint "$1" && ! grep -q '"error": "FloatingPointError' "$1/config.json"
 }
 
 # TASK SEED FRESH: sets `arguments` of the algorithm, and `how` they begin.
@@ -219,6 +222,8 @@ choose_arguments() {
     status=$(config_value status "$folder")
     if [[ $3 == 1 ]] || { [[ $status == failed ]] && ! can_go_on "$folder"; }; then
         how="new run after one that failed"
+    elif ((can_resume)) && ! has_checkpoint "$folder"; then
+        how="new run: $folder ended before its first checkpoint"
     elif ((can_resume)); then
         arguments=(--resume "$folder") how="resumes $folder"
     else

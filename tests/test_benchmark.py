@@ -239,6 +239,7 @@ def test_what_is_half_done_is_resumed(bench, can_resume):
         args = {"env_id": folder.name[:4], "seed": 1}
         config = {"args": args, "status": "interrupted"} | more
         (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "checkpoints" / "000000000100").mkdir(parents=True)
     shown = bench("--tasks", "ok-a", "--seeds", "1", "--devices", "cpu", "--dry-run").stdout
     assert ("flowrl_jax.py --resume" in shown) == can_resume
     done = bench("--tasks", "ok-a ok-b", "--seeds", "1", "--devices", "cpu")
@@ -255,6 +256,20 @@ def test_what_is_half_done_is_resumed(bench, can_resume):
         assert status == "interrupted"
         assert "half done, but this flowrl_jax.py has no --resume" in done.stdout
         assert len(folders) == 4
+
+
+def test_what_ended_before_its_first_checkpoint_is_run_anew(bench):
+    """At once, and not after an attempt to resume it."""
+    (bench.folder / "flowrl_jax.py").write_text(PROGRAM.replace("RESUME", "--resume STR"))
+    folder = bench.out / "runs" / "ok-a__flowrl_jax__1__20261120-000000"
+    folder.mkdir(parents=True)
+    config = {"args": {"env_id": "ok-a", "seed": 1}, "status": "killed"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    done = bench("--tasks", "ok-a", "--seeds", "1", "--devices", "cpu")
+    assert done.returncode == 0, done.stdout
+    assert "ended before its first checkpoint" in done.stdout
+    assert [(row["attempt"], row["exit_code"]) for row in ledger(bench)] == [("1", "0")]
+    assert len(list(bench.out.glob("runs/*"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,9 @@ def update(
 
 # ----------------------------------------------------------------------------------------- train
 # Acts in N environments, stores N transitions, makes U updates: as FlowRL, with what is new here.
-OWN = {"act": policy_action, "update": update, "draw": draw_batches}
-train_step = functools.partial(flowrl.train_step, **OWN)
+train_step = functools.partial(
+    flowrl.train_step, act=policy_action, update=update, draw=draw_batches
+)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)

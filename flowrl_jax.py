@@ -278,7 +278,7 @@ def behaviour_value(params: Params, obs: Array, args: Args) -> Array:
 
 
 def td_target(batch: Transition, next_value: Array, gamma: float | Array) -> Array:
-    """Target of (2) and (3): r + gamma (1 - terminated) next_value, (B,); no gradient."""
+    """y of (2), (3): r + gamma (1 - terminated) next_value, (B,), gamma () or (B,); no gradient."""
     chex.assert_equal_shape([batch.reward, batch.terminated, next_value])
     return jax.lax.stop_gradient(batch.reward + gamma * (1.0 - batch.terminated) * next_value)
 
@@ -372,7 +372,7 @@ def update(state: LearnerState, batch: Transition, noise: UpdateNoise, args: Arg
 
 # ----------------------------------------------------------------------------------------- train
 def draw_batches(key: Array, ring: replay.Replay, args: Any, noise=draw_update_noise, steps=None):
-    """The batches and the noise of U updates: Transition and UpdateNoise, leaves (U, B, ...)."""
+    """Transition and UpdateNoise of U updates, (U, B, ...). steps: `following` of replay.sample."""
     batch_key, noise_key = jax.random.split(key)
     shape, action_size = (args.updates_per_step, args.batch_size), ring.data.action.shape[-1]
     newest = (args.recent_fraction, args.recent_window)

@@ -1,13 +1,16 @@
-"""All there is to know of an accelerator, in a budget of time, the most important first.
+"""All there is to know of an accelerator, in a budget of time.
 
     python benchmarks/accelerator.py [--minutes 25] [--out benchmarks/accelerator]
 
-Jobs in order: versions and device; engines against the originals on the same states; environment
-steps a second; updates a second by batch and precision, beside the device's matrix rate; the whole
-loop; then humanoid-run with preset `gpu` for the time that is left. Each is a process of its own:
-one that fails or never compiles costs only its share. accelerator.csv gets a row as soon as there
-is one, and a row that says why where there is none; humanoid-run.csv is the curve. On a CPU, or
-with --toy, all is small: then it shows only that everything works.
+Compilers take minutes and timing needs a quiet device, so each job is a process of its own: all
+compile at the same time, as many as there are cores; those that have no time to take (versions,
+the engines against the originals, the engines' tests, a first chunk of each training run) report
+then; the others wait, and measure one after the other: environment steps a second, updates a second
+by batch and precision beside the device's matrix rate, the whole loop. Then come the training runs,
+`--train` or TRAIN, for the time that is left. One that fails or never compiles costs only itself:
+accelerator.csv gets a row as soon as there is one, and one that says why where there is none; a
+run's curve and settings are {run folder}.csv and .json. On a CPU, or with --toy, all is small: then
+it shows only that everything works.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -31,10 +35,17 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 
 COLUMNS = ("job", "env_id", "engine", "num_envs", "batch_size", "width", "dtype", "precision")
 COLUMNS += ("measure", "value", "unit", "note", "at, s", "device")
-TRAINING_SHARE = 0.35  # of the budget, kept for the last job
-LONGEST = 240  # s that a job of several sizes may take
-MARGIN = 45  # s for the training run to stop and save
-ROW = "ROW "  # before a row on a job's standard output
+COMPILING_SHARE, MEASURING_SHARE = 0.3, 0.15  # of the budget, at most; the rest is the training's
+LONGEST = 60  # s that one job may measure
+MARGIN = 30  # s for a training run to stop and save
+ROW, COMPILED = "ROW ", "COMPILED"  # lines of a job's standard output
+TRAIN = ("flowrl_jax.py --env-id humanoid-run --preset gpu",)
+TOY_TRAIN = (
+    "flowrl_jax.py --env-id cartpole-balance --num-envs 4 --hidden-size 8 --batch-size 8"
+    " --buffer-size 2000 --learning-starts 200 --log-interval 400 --eval-episodes 1"
+    " --eval-interval 4000",
+)
+Ready = Callable[[], None]  # a job calls it when it has compiled; it returns when it is its turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,47 +53,35 @@ class Sizes:
     """What is measured, at full size or as a toy."""
 
     tasks: tuple[str, ...] = (
-        "cartpole-balance",
         "humanoid-run",
-        "cheetah-run",
-        "h1-walk",
         "dog-run",
+        "h1-walk",
+        "cheetah-run",
     )
-    num_envs: tuple[int, ...] = (1024, 256, 4096, 16384)
-    batches: tuple[int, ...] = (8192, 256, 32768)
+    num_envs: tuple[int, ...] = (1024, 4096, 16384)
+    batches: tuple[int, ...] = (8192, 2048, 256)
     width: int = 512
-    blocks: int = 5
+    blocks: int = 4
     states: int = 20  # of a comparison
     preset: str = "gpu"
-    train: tuple[str, ...] = ("--env-id", "humanoid-run", "--preset", "gpu")
+    tests: tuple[str, ...] = ("tests/test_mjx.py", "tests/test_envs.py")
 
 
-TOY = Sizes(
-    tasks=("cartpole-balance",),
-    num_envs=(4,),
-    batches=(8,),
-    width=8,
-    blocks=1,
-    states=2,
-    preset="cpu",
-    train=("--env-id", "cartpole-balance", "--num-envs", "4", "--hidden-size", "8")
-    + ("--batch-size", "8", "--buffer-size", "2000", "--learning-starts", "200")
-    + ("--log-interval", "400", "--eval-episodes", "1", "--eval-interval", "4000"),
-)
-PRECISIONS = (("float32", "tensorfloat32"), ("float32", "highest"), ("bfloat16", "highest"))
+TOY = Sizes(("cartpole-balance",), (4,), (8,), 8, 1, 2, "cpu", ("tests/test_lqr.py",))
+PRECISIONS = (("float32", "tensorfloat32"), ("bfloat16", "highest"), ("float32", "highest"))
 
 
 # --------------------------------------------------------------------------------- jobs, each alone
-def versions(sizes: Sizes) -> Iterator[dict]:
+def versions(sizes: Sizes, ready: Ready) -> Iterator[dict]:
     """Versions, the device, its memory and its driver."""
     import jax
 
     from harness import machine
 
-    for name, version in machine.versions().items():
-        yield {"measure": f"version of {name}", "value": version}
     device = jax.devices()[0]
     yield {"measure": "device", "value": device.device_kind, "note": device.platform}
+    for name, version in machine.versions().items():
+        yield {"measure": f"version of {name}", "value": version}
     yield {"measure": "number of devices", "value": jax.device_count()}
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:
@@ -97,7 +96,7 @@ def versions(sizes: Sizes) -> Iterator[dict]:
         yield {"measure": "nvidia-smi", "value": " / ".join(text.split("\n")).strip(" /")}
 
 
-def parity(sizes: Sizes, env_id: str, engine: str) -> Iterator[dict]:
+def parity(sizes: Sizes, ready: Ready, env_id: str, engine: str) -> Iterator[dict]:
     """The largest differences to the original, as benchmarks/parity.py."""
     from benchmarks import parity
 
@@ -106,37 +105,65 @@ def parity(sizes: Sizes, env_id: str, engine: str) -> Iterator[dict]:
         yield {"measure": measure, "value": f"{getattr(found, measure):.2g}"}
 
 
-def environments(sizes: Sizes, env_id: str, engine: str) -> Iterator[dict]:
+def tests(sizes: Sizes, ready: Ready) -> Iterator[dict]:
+    """How many of the engines' tests pass here, and the names of those that do not."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "-rfE", *sizes.tests]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    lines = (done.stdout.strip() or done.stderr.strip() or "no word").splitlines()
+    for line in lines:
+        if line.startswith(("FAILED", "ERROR")):
+            yield {"measure": "failed", "note": line[:300]}
+    yield {"measure": " ".join(sizes.tests), "value": lines[-1].strip("= ")[:200]}
+
+
+def first_chunk(sizes: Sizes, ready: Ready, command: str) -> Iterator[dict]:
+    """Two chunks of a training run and its evaluation, to fill the compilation cache with them."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as runs:
+        interval = 1 if sizes is TOY else 204_800
+        program, *flags = shlex.split(command)
+        whole = [sys.executable, str(HERE.parent / program), *flags, "--runs-dir", runs]
+        whole += ["--total-timesteps", str(interval), "--no-checkpoint-replay"]
+        done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1][:200])
+    yield {"measure": command, "value": f"{time.monotonic() - began:.0f}", "unit": "s, compiling"}
+
+
+def environments(
+    sizes: Sizes, ready: Ready, env_id: str, engine: str, num_envs: int
+) -> Iterator[dict]:
     """Control steps a second of `env.step` in a compiled loop."""
     import jax
 
     import envs
     from benchmarks import throughput
 
-    for num_envs in sizes.num_envs:
-        env = envs.make(env_id, num_envs, engine)
-        shape = (16, num_envs, env.action_size)
-        actions = jax.random.uniform(jax.random.key(1), shape, minval=-1.0)
-        contender = {"ours": throughput.ours(env, env.reset(jax.random.key(0)), actions)}
-        seconds = throughput.interleaved(contender, sizes.blocks)["ours"]
-        rate = throughput.number(num_envs / throughput.median(seconds))
-        yield {"num_envs": num_envs, "measure": "env.step", "value": rate, "unit": "steps/s"}
+    env = envs.make(env_id, num_envs, engine)
+    shape = (16, num_envs, env.action_size)
+    actions = jax.random.uniform(jax.random.key(1), shape, minval=-1.0)
+    contender = {"ours": throughput.ours(env, env.reset(jax.random.key(0)), actions)}
+    seconds = throughput.interleaved(contender, sizes.blocks, ready)["ours"]
+    yield {"measure": "env.step", "value": f"{1e3 * throughput.median(seconds):.4g}", "unit": "ms"}
+    rate = throughput.number(num_envs / throughput.median(seconds))
+    yield {"measure": "env.step", "value": rate, "unit": "steps/s"}
 
 
-def updates(sizes: Sizes, dtype: str, precision: str) -> Iterator[dict]:
+def updates(
+    sizes: Sizes, ready: Ready, dtype: str, precision: str, batch_size: int
+) -> Iterator[dict]:
     """Updates a second, and the share of what a matrix product of the same precision reaches."""
     from benchmarks import throughput
 
-    for batch_size in sizes.batches:
-        row = throughput.measure_update(batch_size, sizes.width, dtype, sizes.blocks, precision)
-        same = {"batch_size": batch_size, "width": sizes.width}
-        yield same | {"measure": "update", "value": row["updates"], "unit": "updates/s"}
-        yield same | {"measure": "update", "value": row["GFLOP/s"], "unit": "GFLOP/s"}
-        rate = row["GFLOP/s of a product"]
-        yield same | {"measure": "matrix product", "value": rate, "unit": "GFLOP/s"}
+    row = throughput.measure_update(batch_size, sizes.width, dtype, sizes.blocks, precision, ready)
+    same = {"width": sizes.width}
+    yield same | {"measure": "update", "value": row["updates"], "unit": "updates/s"}
+    yield same | {"measure": "update", "value": row["GFLOP/s"], "unit": "GFLOP/s"}
+    rate = row["GFLOP/s of a product"]
+    yield same | {"measure": "matrix product", "value": rate, "unit": "GFLOP/s"}
 
 
-def loop(sizes: Sizes, env_id: str, engine: str) -> Iterator[dict]:
+def loop(sizes: Sizes, ready: Ready, env_id: str, engine: str) -> Iterator[dict]:
     """The training loop beside its parts, and the memory that it took."""
     import jax
 
@@ -145,7 +172,7 @@ def loop(sizes: Sizes, env_id: str, engine: str) -> Iterator[dict]:
     flags = {"engine": engine}
     if sizes is TOY:
         flags |= {"num_envs": 4, "hidden_size": 8, "batch_size": 8, "buffer_size": 2000}
-    row = throughput.measure_loop("", env_id, sizes.preset, flags, sizes.blocks)
+    row = throughput.measure_loop("", env_id, sizes.preset, flags, sizes.blocks, ready)
     for measure in ("env ms", "updates ms", "loop ms", "steps/s", "updates/s", "ratio"):
         yield {"measure": measure, "value": row[measure]}
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -153,21 +180,33 @@ def loop(sizes: Sizes, env_id: str, engine: str) -> Iterator[dict]:
         yield {"measure": "peak memory", "value": f"{peak / 2**30:.2f}", "unit": "GiB"}
 
 
-JOBS = {f.__name__: f for f in (versions, parity, environments, updates, loop)}
+JOBS = {f.__name__: f for f in (versions, parity, tests, first_chunk, environments, updates, loop)}
 
 
-def planned(sizes: Sizes, engines: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Names of jobs and their arguments, in order."""
+def planned(sizes: Sizes, engines: list[str], runs: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """Names of jobs and their arguments, the most important and the longest to compile first."""
+    first, *others = sizes.tasks
+    most, *more = sizes.num_envs
+    every = tuple(dict.fromkeys([*engines, "native"]))
+
+    def env(env_id: str, num_envs: int, names: tuple[str, ...] | list[str] = engines):
+        for name in names:
+            yield "environments", {"env_id": env_id, "engine": name, "num_envs": num_envs}
+
     yield "versions", {}
-    pairs = [{"env_id": env_id, "engine": engine} for env_id in sizes.tasks for engine in engines]
-    yield from (("parity", pair) for pair in pairs)
-    first, second = pairs[: 2 * len(engines)], pairs[2 * len(engines) :]
-    yield from (("environments", pair) for pair in first)
+    yield from (("first_chunk", {"command": command}) for command in runs)
+    yield from (("loop", {"env_id": first, "engine": engine}) for engine in engines)
+    yield from env(first, most, every)
     for dtype, precision in PRECISIONS:
-        yield "updates", {"dtype": dtype, "precision": precision}
-    env_id = "humanoid-run" if "humanoid-run" in sizes.tasks else sizes.tasks[0]
-    yield from (("loop", {"env_id": env_id, "engine": engine}) for engine in engines)
-    yield from (("environments", pair) for pair in second)
+        for batch_size in sizes.batches:
+            yield "updates", {"dtype": dtype, "precision": precision, "batch_size": batch_size}
+    for env_id in sizes.tasks:
+        yield from (("parity", {"env_id": env_id, "engine": engine}) for engine in every)
+    for num_envs in more:
+        yield from env(first, num_envs)
+    for env_id in others:
+        yield from env(env_id, most)
+    yield "tests", {}
 
 
 # ------------------------------------------------------------------------------------- the parent
@@ -175,50 +214,106 @@ class Table:
     """accelerator.csv, written row by row."""
 
     def __init__(self, path: pathlib.Path):
-        self.device, self._began = "", time.monotonic()
+        self.device, self._began, self._lock = "", time.monotonic(), threading.Lock()
         self._file = path.open("w", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
         self._writer.writeheader()
 
     def add(self, job: str, arguments: dict, row: dict) -> None:
         """Writes and prints one result."""
-        if row.get("measure") == "device":
-            self.device = row["value"]
-        row = {"job": job} | arguments | row | {"device": self.device}
-        row["at, s"] = f"{time.monotonic() - self._began:.0f}"
-        self._writer.writerow(row)
-        self._file.flush()
-        print(*[f"{k} {v}" for k, v in row.items() if v not in ("", None)], sep="  ", flush=True)
+        with self._lock:
+            if row.get("measure") == "device":
+                self.device = row["value"]
+            named = {name: value for name, value in arguments.items() if name in COLUMNS}
+            row = {"job": job} | named | row | {"device": self.device}
+            row["at, s"] = f"{time.monotonic() - self._began:.0f}"
+            self._writer.writerow(row)
+            self._file.flush()
+            print(
+                *[f"{k} {v}" for k, v in row.items() if v not in ("", None)], sep="  ", flush=True
+            )
 
 
-def run_job(table: Table, job: str, arguments: dict, seconds: float, toy: bool) -> None:
-    """Runs one job for so long at most; its rows go to the table."""
-    command = [sys.executable, str(HERE / "accelerator.py"), "--job", job, json.dumps(arguments)]
-    with tempfile.TemporaryFile("w+") as errors:
-        options = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
-        process = subprocess.Popen(command + ["--toy"] * toy, **options)
-        timer = threading.Timer(seconds, process.kill)  # a compiler hears nothing else
-        timer.start()
-        for line in process.stdout:
+class Job:
+    """A job's process and the thread that puts its rows into the table."""
+
+    def __init__(self, table: Table, name: str, arguments: dict, toy: bool):
+        self._table, self._name, self._arguments, self._why = table, name, arguments, ""
+        self.compiled, self.over = threading.Event(), threading.Event()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        command = [sys.executable, str(HERE / "accelerator.py"), "--job", name]
+        self._process = subprocess.Popen(
+            [*command, json.dumps(arguments), *["--toy"] * toy],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,  # so that what it has started ends with it
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # they share the device
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
             if line.startswith(ROW):
-                table.add(job, arguments, json.loads(line.removeprefix(ROW)))
-        process.wait()
-        timer.cancel()
-        errors.seek(0)
-        last = (errors.read().strip().splitlines() or ["no word"])[-1]
-    if process.returncode:
-        late = process.returncode == -signal.SIGKILL
-        why = f"ended after {seconds:.0f} s" if late else last[:200]
-        table.add(job, arguments, {"note": f"not measured: {why}"})
+                self._table.add(self._name, self._arguments, json.loads(line.removeprefix(ROW)))
+            elif line.startswith(COMPILED):
+                self.compiled.set()
+        if self._process.wait():
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or ["no word"])[-1]
+            why = self._why or f"not measured: {last[:300]}"
+            self._table.add(self._name, self._arguments, {"note": why})
+        self.over.set()
+
+    def measure(self, seconds: float) -> None:
+        """Lets it measure, for so long at most."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        if not self.over.wait(seconds):
+            self.stop(f"not measured: not over after {seconds:.0f} s")
+
+    def stop(self, why: str) -> None:
+        """Ends it; its row says why."""
+        self._why = why
+        os.killpg(self._process.pid, signal.SIGKILL)  # a compiler hears nothing else
+        self.over.wait()
 
 
-def train(table: Table, sizes: Sizes, out: pathlib.Path, deadline: float) -> None:
-    """The training run until MARGIN before the deadline; its curve and settings go to `out`."""
-    runs = out / "runs"
-    command = [sys.executable, str(HERE.parent / "flowrl_jax.py"), *sizes.train]
-    command += ["--runs-dir", str(runs), "--no-checkpoint-replay"]
-    with (out / "train.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+def run_jobs(table: Table, jobs: list, compile_until: float, until: float, toy: bool) -> None:
+    """Compiles all at once, as many as there are cores, then measures one after the other."""
+    started: list[Job] = []
+    waiting = list(jobs)
+    while time.monotonic() < compile_until:
+        busy = [job for job in started if not (job.compiled.is_set() or job.over.is_set())]
+        if not waiting and not busy:
+            break
+        if waiting and len(busy) < len(os.sched_getaffinity(0)):
+            started.append(Job(table, *waiting.pop(0), toy))
+        else:
+            time.sleep(0.2)
+    for name, arguments in waiting:
+        table.add(name, arguments, {"note": "not measured: the time was over"})
+    for job in started:
+        if not (job.compiled.is_set() or job.over.is_set()):
+            job.stop("not measured: it had not compiled in time")
+    for job in started:
+        left = until - time.monotonic()
+        if not job.over.is_set() and left > 1:
+            job.measure(min(LONGEST, left))
+        elif not job.over.is_set():
+            job.stop("not measured: the time was over")
+
+
+def train(table: Table, command: str, out: pathlib.Path, deadline: float) -> None:
+    """A training run until MARGIN before the deadline; its curve and settings go to `out`."""
+    runs, log = out / "runs", out / "train.log"
+    program, *flags = shlex.split(command)
+    whole = [sys.executable, str(HERE.parent / program), *flags, "--runs-dir", str(runs)]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*whole, "--no-checkpoint-replay"], stdout=file, stderr=subprocess.STDOUT
+        )
         try:
             process.wait(max(1.0, deadline - MARGIN - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -229,13 +324,27 @@ def train(table: Table, sizes: Sizes, out: pathlib.Path, deadline: float) -> Non
             process.kill()
             process.wait()
     for folder in sorted(runs.glob("*/")):
-        task = folder.name.split("__")[0]
-        for name, kept in (("metrics.csv", f"{task}.csv"), ("config.json", f"{task}.json")):
+        kept = "__".join(folder.name.split("__")[:3])
+        for name in ("metrics.csv", "config.json", "policy.npz"):
             if (folder / name).exists():
-                shutil.copyfile(folder / name, out / kept)
-    text = " ".join((out / "train.log").read_text().replace("\r", "\n").splitlines()[-1:])
+                shutil.copyfile(folder / name, out / f"{kept}{pathlib.Path(name).suffix}")
+    text = " ".join(log.read_text().replace("\r", "\n").splitlines()[-1:])
     note = "finished" if not process.returncode else f"exit code {process.returncode}: {text[:150]}"
-    table.add("train", {}, {"measure": " ".join(sizes.train), "note": note})
+    table.add("train", {}, {"measure": command, "note": note})
+
+
+def run_one(name: str, arguments: dict, sizes: Sizes) -> None:
+    """A job, in its own process: rows go to standard output, its turn comes by standard input."""
+    from harness import machine
+
+    machine.enable_compilation_cache()
+
+    def ready() -> None:
+        print(COMPILED, flush=True)
+        sys.stdin.readline()
+
+    for row in JOBS[name](sizes, ready, **arguments):
+        print(ROW + json.dumps(row), flush=True)
 
 
 def main() -> None:
@@ -244,16 +353,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "accelerator")
     parser.add_argument("--toy", action="store_true", help="small sizes; on a CPU always")
+    parser.add_argument("--train", nargs="+", help="programs with their flags, to train in turn")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, help="of --train, each one's; else equal"
+    )
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=[*JOBS], help="else all")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     began = time.monotonic()
     if args.job:
-        from harness import machine
-
-        machine.enable_compilation_cache()
-        sizes = TOY if args.toy else Sizes()
-        for row in JOBS[args.job[0]](sizes, **json.loads(args.job[1])):
-            print(ROW + json.dumps(row), flush=True)
+        run_one(args.job[0], json.loads(args.job[1]), TOY if args.toy else Sizes())
         return
     if args.minutes <= 0:
         parser.error(f"--minutes: needs more than 0, got {args.minutes:g}")
@@ -261,20 +370,25 @@ def main() -> None:
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True
     )
+    if args.shares and len(args.shares) != len(args.train or TRAIN):
+        parser.error("--shares: needs as many as --train has")
     backend, has_warp = found.stdout.split()[-2:]
     toy = args.toy or backend == "cpu"
     sizes, engines = (TOY, ["native"]) if toy else (Sizes(), ["mjx"])
     engines += ["warp"] * (has_warp == "True" and backend == "gpu")
+    runs = tuple(args.train or (TOY_TRAIN if toy else TRAIN))
     args.out.mkdir(parents=True, exist_ok=True)
-    table, deadline = Table(args.out / "accelerator.csv"), began + 60 * args.minutes
-    measured = deadline - TRAINING_SHARE * 60 * args.minutes
-    for job, arguments in planned(sizes, engines):
-        left = measured - time.monotonic()
-        if left < 10:
-            table.add(job, arguments, {"note": "not measured: the time is over"})
-        else:
-            run_job(table, job, arguments, min(left, LONGEST), toy)
-    train(table, sizes, args.out, deadline)
+    budget = 60 * args.minutes
+    compile_until = began + COMPILING_SHARE * budget
+    until = compile_until + MEASURING_SHARE * budget
+    table = Table(args.out / "accelerator.csv")
+    jobs = list(planned(sizes, engines, runs))
+    jobs = [(name, arguments) for name, arguments in jobs if name in args.jobs]
+    run_jobs(table, jobs, compile_until, until, toy)
+    begun, left = time.monotonic(), began + budget - time.monotonic()
+    shares = args.shares or [1.0] * len(runs)
+    for k, command in enumerate(runs):
+        train(table, command, args.out, begun + left * sum(shares[: k + 1]) / sum(shares))
 
 
 if __name__ == "__main__":

@@ -79,15 +79,20 @@ LOOPS = {  # environments, updates and sizes of the whole loop, by the device it
 
 
 # ------------------------------------------------------------------------------------------ timing
-def interleaved(contenders: dict[str, Timed], blocks: int) -> dict[str, list[float]]:
+def interleaved(
+    contenders: dict[str, Timed], blocks: int, compiled: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds for one step of each contender, by block; each has blocks of about BLOCK seconds.
 
     The first call, which compiles, and the second, which sets the length of a block, do not count.
-    A contender whose single step takes more than TOO_LONG gets no seconds.
+    A contender whose single step takes more than TOO_LONG gets no seconds. `compiled` is called
+    between: it can wait until the machine is quiet.
     """
     lengths = {}
-    for name, timed in contenders.items():
+    for timed in contenders.values():
         timed(1)
+    compiled()
+    for name, timed in contenders.items():
         seconds = timed(1)
         seconds = timed(5) / 5 if seconds < BLOCK / 10 else seconds
         lengths[name] = max(1, round(BLOCK / seconds)) if seconds < TOO_LONG else 0
@@ -265,7 +270,12 @@ def matrix_product(dtype: str, precision: str = "highest", size: int = 2048) -> 
 
 
 def measure_update(
-    batch_size: int, width: int, dtype: str, blocks: int, precision: str = "highest"
+    batch_size: int,
+    width: int,
+    dtype: str,
+    blocks: int,
+    precision: str = "highest",
+    compiled: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Updates a second, and the share of the machine's matrix rate that this is."""
     sizes = {"batch_size": batch_size, "hidden_size": width, "compute_dtype": dtype}
@@ -280,7 +290,7 @@ def measure_update(
         return learner
 
     contenders = {"update": repeated(pair, learner), "product": matrix_product(dtype, precision)}
-    seconds = interleaved(contenders, blocks)
+    seconds = interleaved(contenders, blocks, compiled)
     update = [s / 2 for s in seconds["update"]]
     floor = [flops * s / (2 * 2048**3) for s in seconds["product"]]
     return {
@@ -296,7 +306,14 @@ def measure_update(
 
 
 # --------------------------------------------------------------------------------------- loop (c)
-def measure_loop(name: str, env_id: str, preset: str, flags: dict, blocks: int) -> dict[str, str]:
+def measure_loop(
+    name: str,
+    env_id: str,
+    preset: str,
+    flags: dict,
+    blocks: int,
+    compiled: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
     """The training loop beside the environments alone plus the updates alone."""
     args = flowrl.Args(**flowrl.PRESETS[preset] | flags, env_id=env_id, preset=preset)
     args = dataclasses.replace(args, learning_starts=0, buffer_size=min(args.buffer_size, 262_144))
@@ -320,7 +337,7 @@ def measure_loop(name: str, env_id: str, preset: str, flags: dict, blocks: int) 
             lambda s, _: flowrl.train_step(s, env, args)[0], state.replace(replay=full)
         ),
     }
-    seconds = interleaved(contenders, blocks)
+    seconds = interleaved(contenders, blocks, compiled)
     parts = [a + b for a, b in zip(seconds["env"], seconds["learn"], strict=True)]
     per_step = {key: f"{1e3 * median(value):.3g}" for key, value in seconds.items()}
     return {

@@ -2,18 +2,20 @@
 
     python benchmarks/accelerator.py [--minutes 25] [--out benchmarks/accelerator]
 
-Compilers take minutes and timing needs a quiet device, so each job is a process of its own: all
-compile at the same time, as many as there are cores; those that have no time to take (versions,
-the engines against the originals, the engines' tests, a first chunk of each training run) report
-then; the others wait, and measure one after the other: environment steps a second, updates a second
-by batch and precision beside the device's matrix rate, the whole loop. Then come the training runs,
-`--train` or TRAIN, for the time that is left. One that fails or never compiles costs only itself:
-accelerator.csv gets a row as soon as there is one, and one that says why where there is none; a
-run's curve and settings are {run folder}.csv and .json. On a CPU, or with --toy, all is small: then
-it shows only that everything works.
+Compilers take minutes and timing needs a quiet device, so each job is a process of its own: some
+compile at the same time (with CORES each: of 16 on 16 cores beside an H200 none had compiled in 215
+s what alone takes 75); those that time nothing (versions, the engines against the originals, the
+engines' tests) report then; the others wait, and measure one after the other: environment steps a
+second, updates a second by batch and precision beside the device's matrix rate, the whole loop.
+Then come the training runs, `--train` or TRAIN, for the time that is left. One that fails or never
+compiles costs only itself: accelerator.csv gets a row as soon as there is one, and one that says
+why where there is none; a run's curve, settings and policy are {task}__{algorithm}__{seed}.csv,
+.json and .npz. On a CPU, or with --toy, all is small: then it shows only that everything works.
+SIGTERM or Ctrl-C end all of it.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import json
@@ -37,6 +39,7 @@ COLUMNS = ("job", "env_id", "engine", "num_envs", "batch_size", "width", "dtype"
 COLUMNS += ("measure", "value", "unit", "note", "at, s", "device")
 COMPILING_SHARE, MEASURING_SHARE = 0.3, 0.15  # of the budget, at most; the rest is the training's
 LONGEST = 60  # s that one job may measure
+CORES = 4  # to a job that compiles
 MARGIN = 30  # s for a training run to stop and save
 ROW, COMPILED = "ROW ", "COMPILED"  # lines of a job's standard output
 TRAIN = ("flowrl_jax.py --env-id humanoid-run --preset gpu",)
@@ -116,20 +119,6 @@ def tests(sizes: Sizes, ready: Ready) -> Iterator[dict]:
     yield {"measure": " ".join(sizes.tests), "value": lines[-1].strip("= ")[:200]}
 
 
-def first_chunk(sizes: Sizes, ready: Ready, command: str) -> Iterator[dict]:
-    """Two chunks of a training run and its evaluation, to fill the compilation cache with them."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as runs:
-        interval = 1 if sizes is TOY else 204_800
-        program, *flags = shlex.split(command)
-        whole = [sys.executable, str(HERE.parent / program), *flags, "--runs-dir", runs]
-        whole += ["--total-timesteps", str(interval), "--no-checkpoint-replay"]
-        done = subprocess.run(whole, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1][:200])
-    yield {"measure": command, "value": f"{time.monotonic() - began:.0f}", "unit": "s, compiling"}
-
-
 def environments(
     sizes: Sizes, ready: Ready, env_id: str, engine: str, num_envs: int
 ) -> Iterator[dict]:
@@ -180,10 +169,10 @@ def loop(sizes: Sizes, ready: Ready, env_id: str, engine: str) -> Iterator[dict]
         yield {"measure": "peak memory", "value": f"{peak / 2**30:.2f}", "unit": "GiB"}
 
 
-JOBS = {f.__name__: f for f in (versions, parity, tests, first_chunk, environments, updates, loop)}
+JOBS = {f.__name__: f for f in (versions, parity, tests, environments, updates, loop)}
 
 
-def planned(sizes: Sizes, engines: list[str], runs: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+def planned(sizes: Sizes, engines: list[str]) -> Iterator[tuple[str, dict]]:
     """Names of jobs and their arguments, the most important and the longest to compile first."""
     first, *others = sizes.tasks
     most, *more = sizes.num_envs
@@ -194,9 +183,8 @@ def planned(sizes: Sizes, engines: list[str], runs: tuple[str, ...]) -> Iterator
             yield "environments", {"env_id": env_id, "engine": name, "num_envs": num_envs}
 
     yield "versions", {}
-    yield from (("first_chunk", {"command": command}) for command in runs)
-    yield from (("loop", {"env_id": first, "engine": engine}) for engine in engines)
     yield from env(first, most, every)
+    yield from (("loop", {"env_id": first, "engine": engine}) for engine in engines)
     for dtype, precision in PRECISIONS:
         for batch_size in sizes.batches:
             yield "updates", {"dtype": dtype, "precision": precision, "batch_size": batch_size}
@@ -281,28 +269,31 @@ class Job:
 
 
 def run_jobs(table: Table, jobs: list, compile_until: float, until: float, toy: bool) -> None:
-    """Compiles all at once, as many as there are cores, then measures one after the other."""
+    """Compiles some at a time, then measures one after the other."""
     started: list[Job] = []
-    waiting = list(jobs)
-    while time.monotonic() < compile_until:
-        busy = [job for job in started if not (job.compiled.is_set() or job.over.is_set())]
-        if not waiting and not busy:
-            break
-        if waiting and len(busy) < len(os.sched_getaffinity(0)):
-            started.append(Job(table, *waiting.pop(0), toy))
-        else:
-            time.sleep(0.2)
-    for name, arguments in waiting:
-        table.add(name, arguments, {"note": "not measured: the time was over"})
-    for job in started:
-        if not (job.compiled.is_set() or job.over.is_set()):
-            job.stop("not measured: it had not compiled in time")
-    for job in started:
-        left = until - time.monotonic()
-        if not job.over.is_set() and left > 1:
-            job.measure(min(LONGEST, left))
-        elif not job.over.is_set():
-            job.stop("not measured: the time was over")
+    waiting, at_once = list(jobs), max(1, len(os.sched_getaffinity(0)) // CORES)
+    try:
+        while time.monotonic() < compile_until:
+            busy = [job for job in started if not (job.compiled.is_set() or job.over.is_set())]
+            if not waiting and not busy:
+                break
+            if waiting and len(busy) < at_once:
+                started.append(Job(table, *waiting.pop(0), toy))
+            else:
+                time.sleep(0.2)
+        for name, arguments in waiting:
+            table.add(name, arguments, {"note": "not measured: the time was over"})
+        for job in started:
+            if not (job.compiled.is_set() or job.over.is_set()):
+                job.stop("not measured: it had not compiled in time")
+        for job in started:
+            left = until - time.monotonic()
+            if left > 1 and not job.over.is_set():
+                job.measure(min(LONGEST, left))
+    finally:  # those that have had no turn, and all of them after a signal
+        for job in started:
+            if not job.over.is_set():
+                job.stop("not measured: the time was over")
 
 
 def train(table: Table, command: str, out: pathlib.Path, deadline: float) -> None:
@@ -315,12 +306,12 @@ def train(table: Table, command: str, out: pathlib.Path, deadline: float) -> Non
             [*whole, "--no-checkpoint-replay"], stdout=file, stderr=subprocess.STDOUT
         )
         try:
-            process.wait(max(1.0, deadline - MARGIN - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(max(1.0, deadline + MARGIN - time.monotonic()))
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(1.0, deadline - MARGIN - time.monotonic()))
+            process.terminate()  # it stops and saves; one that is over hears nothing
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(1.0, deadline + MARGIN - time.monotonic()))
+        finally:  # also after a signal: nothing may run on
             process.kill()
             process.wait()
     for folder in sorted(runs.glob("*/")):
@@ -361,6 +352,7 @@ def main() -> None:
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if args.job:
         run_one(args.job[0], json.loads(args.job[1]), TOY if args.toy else Sizes())
         return
@@ -382,7 +374,7 @@ def main() -> None:
     compile_until = began + COMPILING_SHARE * budget
     until = compile_until + MEASURING_SHARE * budget
     table = Table(args.out / "accelerator.csv")
-    jobs = list(planned(sizes, engines, runs))
+    jobs = list(planned(sizes, engines))
     jobs = [(name, arguments) for name, arguments in jobs if name in args.jobs]
     run_jobs(table, jobs, compile_until, until, toy)
     begun, left = time.monotonic(), began + budget - time.monotonic()

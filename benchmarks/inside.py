@@ -1,0 +1,248 @@
+"""What happens inside the networks of a run while it learns, or does not, from its checkpoints.
+
+    python flowrl_jax.py --env-id humanoid-stand --preset cpu --total-timesteps 200000 \\
+        --checkpoint-interval 10000 --keep-checkpoints 20
+    python benchmarks/inside.py NAME RUN_FOLDER    # writes inside/NAME.csv and draws inside.png
+    python benchmarks/inside.py                    # the picture alone
+
+For `flowrl_jax.py` and `flowrl_hlgauss_jax.py`. Of each checkpoint, on BATCH transitions drawn
+uniformly from the replay as it was then (the newest checkpoint has all of it, in order):
+
+q, q_beta       mean min Q_phi(s, a) and min Q_beta(s, a)
+earned          mean discounted return from (s, a) on, of whoever played there: HORIZON steps in the
+                replay, of transitions that many before their episode's end
+gradient_*      length of the gradient: of the critics' loss (2), and of -Q and W2 in (6) apart
+rank            of Q_phi's last hidden layer (first head): how many singular values make up 99 % of
+                their sum (Kumar et al., "Implicit under-parameterization", arXiv 2010.14498)
+dormant_*       share of the hidden units behind a nonlinearity whose mean size is at most 2.5 % of
+                their layer's (Sokar et al., "The dormant neuron phenomenon", arXiv 2302.12902), of
+                Q_phi's first head and of the policy
+action_std      spread of the policy's actions over x0, mean over states and dimensions
+"""
+
+import csv
+import functools
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import flowrl_jax as flowrl
+from harness import checkpoints, runs
+
+FOLDER = Path(__file__).resolve().parent / "inside"
+BATCH, HORIZON, DRAWS = 2_048, 500, 16  # transitions, steps, x0 for action_std
+DORMANT, RANK = 0.025, 0.99
+SAMPLED = "eval/episodic_return_sampled"
+
+
+# ----------------------------------------------------------------------------------- from a folder
+def learner_of(module: Any, arrays: dict[str, np.ndarray], sizes: tuple[int, int], args: Any):
+    """The learner in a checkpoint's arrays."""
+    own = {
+        name.removeprefix("learner/"): array
+        for name, array in arrays.items()
+        if name.startswith("learner/")
+    }
+    init = functools.partial(module.init_learner, obs_size=sizes[0], action_size=sizes[1])
+    like = jax.eval_shape(functools.partial(init, args=args), jax.random.key(0))
+    return checkpoints.unflatten(like, own, lambda array, _: jnp.asarray(array))
+
+
+def replay_of(arrays: dict[str, np.ndarray]) -> flowrl.Transition:
+    """All that was stored, in order, (steps, ...)."""
+    size, names = int(arrays["replay/size"]), flowrl.Transition.__dataclass_fields__
+    data = {name: arrays[f"replay/data/{name}"] for name in names}
+    if int(arrays["replay/position"]) != size % len(data["reward"]) or size == len(data["reward"]):
+        raise ValueError("the replay is full: its first transitions are gone")
+    return flowrl.Transition(**{name: array[:size] for name, array in data.items()})
+
+
+def earned(replay: flowrl.Transition, num_envs: int, gamma: float) -> np.ndarray:
+    """Discounted return over HORIZON steps from each transition on; nan where they are not there.
+
+    (steps,). A transition's next is `num_envs` further, if it begins where this one ended.
+    """
+    reward = np.asarray(replay.reward, np.float64)
+    goes_on = np.zeros(len(reward), bool)
+    goes_on[:-num_envs] = (replay.obs[num_envs:] == replay.next_obs[:-num_envs]).all(axis=1)
+    total, there = np.zeros(len(reward)), np.ones(len(reward), bool)
+    for k in range(HORIZON):  # the reward k steps on, where there are so many
+        ahead = k * num_envs
+        kept = slice(0, len(reward) - ahead)
+        total[kept] += np.where(there[kept], gamma**k * reward[ahead:], 0.0)
+        there[kept] &= goes_on[ahead:]
+        there[len(reward) - ahead :] = False
+    return np.where(there, total, np.nan)
+
+
+# ------------------------------------------------------------------------------------ the measures
+def length(gradient: Any) -> Array:
+    """Of all of a gradient, as one vector."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+
+
+def normed(module: nn.Module, params: Any, *inputs: Array) -> list[Array]:
+    """What each LayerNorm of a network gives, in order, (B, H) each."""
+    of_norms = {"capture_intermediates": lambda layer, _: isinstance(layer, nn.LayerNorm)}
+    _, seen = module.apply(params, *inputs, **of_norms, mutable=["intermediates"])
+    layers = seen["intermediates"]
+    return [layers[name]["__call__"][0] for name in sorted(layers)]
+
+
+def rank(features: Array) -> Array:
+    """(B, H) -> how many singular values make up RANK of their sum."""
+    values = jnp.linalg.svd(features, compute_uv=False)
+    return 1 + jnp.sum(jnp.cumsum(values) < RANK * jnp.sum(values))
+
+
+def dormant(layers: list[Array]) -> Array:
+    """Share of units, of (B, H) each, that hardly ever answer."""
+    sizes = [jnp.mean(jnp.abs(layer), axis=0) for layer in layers]
+    return jnp.mean(jnp.concatenate([size <= DORMANT * jnp.mean(size) for size in sizes]))
+
+
+@functools.partial(jax.jit, static_argnames=("module", "args"))
+def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, args: Any):
+    """All of the docstring but what comes from the replay's order, () each."""
+    theta, categorical = learner.velocity_field.params, hasattr(learner, "critics")
+    noise = flowrl.draw_update_noise(key, *batch.action.shape)
+    if categorical:
+        seen = functools.partial(module.normalise, theta)
+        batch = batch.replace(obs=seen(batch.obs), next_obs=seen(batch.next_obs))
+        critics, q_of = learner.critics.params, module.head_values
+        phi, beta = module.of_phi(critics), module.of_beta(critics)
+        target, num_logits = module.of_phi(learner.target_critics), args.num_bins
+    else:
+        phi, beta = learner.critic.params, learner.behaviour_critic.params
+        target, q_of, num_logits = learner.target_critic, flowrl.twin_q, 0
+    a_next = flowrl.policy_action(theta, batch.next_obs, noise.x0_next, args)
+    y = flowrl.td_target(batch, q_of(target, batch.next_obs, a_next, args).min(axis=0), args.gamma)
+    q_beta = q_of(beta, batch.obs, batch.action, args).min(axis=0)
+
+    def critic_loss(params: Any) -> Array:
+        if not categorical:
+            return flowrl.critic_loss(params, batch, y, args)[0]
+        return module.critic_loss(params, batch, y, y, args)[1][0]
+
+    def of_policy(name: str):
+        def part(theta: Any) -> Array:
+            loss = flowrl.policy_loss(theta, phi, batch, q_beta, noise, args, q_of)
+            return loss[1][f"losses/policy_{name}"]
+
+        return length(jax.grad(part)(theta))
+
+    x0 = flowrl.source_noise(key, (DRAWS, *batch.action.shape))
+    actions = jax.vmap(lambda x0: flowrl.policy_action(theta, batch.obs, x0, args))(x0)
+    head = {"params": jax.tree.map(lambda x: x[0], next(iter(phi["params"].values())))}
+    sizes = (args.hidden_size, args.compute_dtype)
+    inputs = jnp.concatenate([batch.obs, batch.action], axis=-1)
+    of_q = normed(flowrl.ValueNetwork(*sizes, num_logits), head, inputs)
+    field, t = flowrl.VelocityField(batch.action.shape[-1], *sizes), jnp.zeros((len(inputs), 1))
+    of_policy_net = normed(field, {"params": theta["params"]}, batch.obs, noise.x0_policy, t)
+    gelu = functools.partial(nn.gelu, approximate=False)
+    phi_only = critics if categorical else phi
+    return {
+        "q": jnp.mean(q_of(phi, batch.obs, batch.action, args).min(axis=0)),
+        "q_beta": jnp.mean(q_beta),
+        "gradient_critic": length(jax.grad(critic_loss)(phi_only)),
+        "gradient_q": of_policy("q"),
+        "gradient_w2": of_policy("w2"),
+        "rank": rank(of_q[-1]),
+        "dormant_critic": dormant([gelu(layer) for layer in of_q[1:3]]),
+        "dormant_policy": dormant([nn.elu(layer) for layer in of_policy_net]),
+        "action_std": jnp.mean(jnp.std(actions, axis=0)),
+    }
+
+
+def measure(folder: Path) -> list[dict[str, float]]:
+    """A row for each checkpoint of a run."""
+    config = json.loads((folder / "config.json").read_text())
+    module = importlib.import_module(config["algorithm"])
+    args = runs.read_args(module.ALGORITHM, folder)
+    found = folder / "checkpoints"
+    steps = checkpoints.steps(found)
+    replay = replay_of(checkpoints.at(found, steps[-1]).load())
+    returns = earned(replay, args.num_envs, args.gamma)
+    with (folder / "metrics.csv").open() as file:
+        evaluated = {int(row["step"]): row[SAMPLED] for row in csv.DictReader(file)}
+    rows = []
+    for step in steps:
+        random = np.random.default_rng(step)
+        chosen = random.integers(step, size=BATCH)
+        batch = jax.tree.map(lambda x: jnp.asarray(x[chosen]), replay)  # noqa: B023
+        sizes = (replay.obs.shape[1], replay.action.shape[1])
+        learner = learner_of(module, checkpoints.at(found, step).load(), sizes, args)
+        numbers = measured(module, learner, batch, jax.random.key(step), args)
+        followed = returns[: max(1, step - HORIZON * args.num_envs)]
+        row = {"step": step} | {name: float(value) for name, value in numbers.items()}
+        row["earned"] = float(np.nanmean(followed)) if np.isfinite(followed).any() else np.nan
+        row["return"] = float(evaluated.get(step) or "nan")
+        rows.append(row)
+        print(*(f"{name} {value:.4g}" for name, value in row.items()), sep="  ", flush=True)
+    return rows
+
+
+# -------------------------------------------------------------------------------------------- main
+PANELS = {  # title -> measures, and whether on a logarithmic scale
+    "return, sampled x0": (("return",), False),
+    "values": (("q", "q_beta", "earned"), True),
+    "length of the gradient": (("gradient_critic", "gradient_q", "gradient_w2"), True),
+    "rank of Q_phi's last layer": (("rank",), False),
+    "share of dormant units": (("dormant_critic", "dormant_policy"), False),
+    "spread of actions over x0": (("action_std",), False),
+}
+
+
+def plot() -> None:
+    """A row of panels for each CSV of the folder."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    paths = sorted(FOLDER.glob("*.csv"))
+    shape = {"figsize": (3 * len(PANELS), 2.6 * len(paths)), "squeeze": False}
+    figure, axes = plt.subplots(len(paths), len(PANELS), sharey="col", sharex=True, **shape)
+    for panels, path in zip(axes, paths, strict=True):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        steps = [int(row["step"]) / 1000 for row in rows]
+        for panel, (title, (names, logarithmic)) in zip(panels, PANELS.items(), strict=True):
+            for name in names:
+                panel.plot(steps, [float(row[name]) for row in rows], label=name)
+            panel.set_title(f"{title}\n{path.stem}", fontsize=8)
+            if logarithmic:
+                panel.set_yscale("log")
+            if len(names) > 1:
+                panel.legend(fontsize=6)
+    for panel in axes[-1]:
+        panel.set_xlabel("thousand environment steps")
+    figure.tight_layout()
+    figure.savefig(FOLDER.parent / "inside.png", dpi=90)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures a run, and draws all."""
+    if arguments:
+        name, folder = arguments
+        rows = measure(Path(folder))
+        FOLDER.mkdir(exist_ok=True)
+        with (FOLDER / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    plot()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""What is read off a run's checkpoints."""
+
+import csv
+import importlib
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from samples import OBS, A, B, make_batch, perturbed
+
+import flowrl_jax as flowrl
+from benchmarks import inside
+from harness import command_line
+
+
+def test_earned_is_the_discounted_return_along_an_environments_episode(monkeypatch):
+    """Against a loop; 2 environments in turn, episodes of 5 and 7 steps, whole horizons only."""
+    monkeypatch.setattr(inside, "HORIZON", 3)
+    num_envs, gamma, lengths = 2, 0.9, (5, 7)
+    rng = np.random.default_rng(0)
+    steps = 12
+    obs, next_obs = np.zeros((2, steps, num_envs, 1))
+    reward = rng.uniform(size=(steps, num_envs))
+    for env, length in enumerate(lengths):
+        for t in range(steps):
+            obs[t, env] = 100 * env + 10 * (t // length) + t % length / 10
+            next_obs[t, env] = obs[t, env] + 0.1
+            if t % length != length - 1 and t + 1 < steps:
+                next_obs[t, env] = 100 * env + 10 * ((t + 1) // length) + (t + 1) % length / 10
+    flat = [x.reshape(steps * num_envs, *x.shape[2:]) for x in (obs, reward, next_obs)]
+    replay = flowrl.Transition(flat[0], None, flat[1], flat[2], None)
+    found = inside.earned(replay, num_envs, gamma).reshape(steps, num_envs)
+    for env, length in enumerate(lengths):
+        for t in range(steps):
+            whole = t % length + 3 < length and t + 3 < steps
+            expected = sum(gamma**k * reward[t + k, env] for k in range(3)) if whole else math.nan
+            np.testing.assert_allclose(found[t, env], expected, err_msg=f"{t} of {env}")
+
+
+def test_rank_counts_what_makes_up_nearly_all():
+    u, v = (np.linalg.qr(np.random.default_rng(k).normal(size=(20, 6)))[0] for k in (0, 1))
+    values = np.array([60.0, 30.0, 9.5, 0.3, 0.1, 0.1])  # 60, 90, 99.5 % ...
+    assert inside.rank(jnp.asarray(u * values @ v.T)) == 3
+    assert inside.rank(jnp.asarray(np.outer(u[:, 0], v[:, 0]))) == 1
+
+
+def test_dormant_units_are_those_far_below_their_layer():
+    layer = np.ones((10, 8), np.float32)
+    layer[:, 0], layer[:, 1] = 0.0, 0.02  # the mean of sizes is 0.75: 2.5 % of it is 0.019
+    other = np.full((10, 8), 1e-6, np.float32)  # small, but all alike
+    assert inside.dormant([jnp.asarray(layer), jnp.asarray(other)]) == pytest.approx(1 / 16)
+
+
+@pytest.mark.parametrize("name", ["flowrl_jax", "flowrl_hlgauss_jax"])
+def test_gradients_are_as_long_as_differences_say(name):
+    """Of (6): how fast -Q falls along its gradient, by two values of the policy's loss."""
+    module = importlib.import_module(name)
+    args = module.Args(hidden_size=8, w2_coef=0.2)
+    learner = module.init_learner(jax.random.key(0), OBS, A, args)
+    theta = learner.velocity_field.params
+    shaken = theta | {"params": perturbed(theta["params"], 1)}
+    field = learner.velocity_field.replace(params=shaken)
+    learner = learner.replace(velocity_field=field)
+    batch, key = jax.tree.map(jnp.asarray, make_batch()), jax.random.key(3)
+    found = inside.measured(module, learner, batch, key, args)
+    noise = flowrl.draw_update_noise(key, B, A)
+    if name == "flowrl_jax":
+        obs, phi, q_of = batch.obs, learner.critic.params, flowrl.twin_q
+    else:
+        obs = module.normalise(theta, batch.obs)
+        phi, q_of = module.of_phi(learner.critics.params), module.head_values
+
+    def mean_q(theta):
+        action = flowrl.policy_action(theta, obs, noise.x0_policy, args)
+        return jnp.mean(q_of(phi, obs, action, args).min(axis=0))
+
+    gradient = jax.grad(mean_q)(shaken)
+    size = math.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)))
+    step = 1e-3
+    ahead, behind = (
+        mean_q(jax.tree.map(lambda p, g: p + sign * step * g / size, shaken, gradient))  # noqa: B023
+        for sign in (1.0, -1.0)
+    )
+    assert found["gradient_q"] == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)
+    assert found["gradient_w2"] > 0
+    assert found["q"] == pytest.approx(float(jnp.mean(q_of(phi, obs, batch.action, args).min(0))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flowrl_jax", "flowrl_hlgauss_jax"])
+def test_a_run_is_measured_at_each_checkpoint(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(inside, "FOLDER", tmp_path / "inside")
+    monkeypatch.setattr(inside, "HORIZON", 50)
+    module = importlib.import_module(name)
+    flags = f"--env-id cartpole-balance --preset cpu --runs-dir {tmp_path}/runs --hidden-size 8"
+    flags += " --batch-size 8 --updates-per-step 2 --learning-starts 400 --total-timesteps 2000"
+    flags += " --log-interval 400 --eval-interval 800 --eval-episodes 1 --num-threads 1"
+    flags += " --checkpoint-interval 800 --keep-checkpoints 9 --buffer-size 8000"
+    assert module.main(command_line.parse_args(module.ALGORITHM, "cpu", flags.split())) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    inside.main(["tried", str(folder)])
+    with (tmp_path / "inside" / "tried.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(float(row["step"])) for row in rows] == [800, 1600, 2000]
+    for row in rows:
+        assert 0 < float(row["earned"]) <= 50
+        assert 1 <= float(row["rank"]) <= 8
+    with (folder / "metrics.csv").open() as file:
+        logged = {row["step"]: row[inside.SAMPLED] for row in csv.DictReader(file)}
+    assert float(rows[0]["return"]) == pytest.approx(float(logged["800"]), rel=1e-4)
+    assert (tmp_path / "inside.png").stat().st_size > 1_000

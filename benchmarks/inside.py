@@ -11,6 +11,7 @@ uniformly from the replay as it was then (the newest checkpoint has all of it, i
 q, q_beta       mean min Q_phi(s, a) and min Q_beta(s, a)
 earned          mean discounted return from (s, a) on, of whoever played there: HORIZON steps in the
                 replay, of transitions that many before their episode's end
+half            share of the replay's transitions that hold half of its reward: those with the most
 gradient_*      length of the gradient: of the critics' loss (2), and of -Q and W2 in (6) apart
 rank            of Q_phi's last hidden layer (first head): how many singular values make up 99 % of
                 their sum (Kumar et al., "Implicit under-parameterization", arXiv 2010.14498)
@@ -83,6 +84,12 @@ def earned(replay: flowrl.Transition, num_envs: int, gamma: float) -> np.ndarray
         there[kept] &= goes_on[ahead:]
         there[len(reward) - ahead :] = False
     return np.where(there, total, np.nan)
+
+
+def half(reward: np.ndarray) -> float:
+    """The smallest share of transitions that have half of all reward, (steps,), from 0 up."""
+    total = np.cumsum(np.sort(reward.astype(np.float64))[::-1])
+    return (1 + np.searchsorted(total, total[-1] / 2)) / len(reward)
 
 
 # ------------------------------------------------------------------------------------ the measures
@@ -186,6 +193,7 @@ def measure(folder: Path) -> list[dict[str, float]]:
         followed = returns[: max(1, step - HORIZON * args.num_envs)]
         row = {"step": step} | {name: float(value) for name, value in numbers.items()}
         row["earned"] = float(np.nanmean(followed)) if np.isfinite(followed).any() else np.nan
+        row["half"] = half(replay.reward[:step])
         row["return"] = float(evaluated.get(step) or "nan")
         rows.append(row)
         print(*(f"{name} {value:.4g}" for name, value in row.items()), sep="  ", flush=True)
@@ -199,6 +207,7 @@ PANELS = {  # title -> measures, and whether on a logarithmic scale
     "length of the gradient": (("gradient_critic", "gradient_q", "gradient_w2"), True),
     "rank of Q_phi's last layer": (("rank",), False),
     "share of dormant units": (("dormant_critic", "dormant_policy"), False),
+    "share that holds half of the reward": (("half",), True),
     "spread of actions over x0": (("action_std",), False),
 }
 

@@ -39,6 +39,12 @@ def test_earned_is_the_discounted_return_along_an_environments_episode(monkeypat
             np.testing.assert_allclose(found[t, env], expected, err_msg=f"{t} of {env}")
 
 
+def test_half_of_the_reward_is_with_the_best_few():
+    reward = np.array([0, 0, 4, 0, 1, 1, 1, 1, 0, 0], np.float32)  # 8 in all, 4 of them in one
+    assert inside.half(reward) == pytest.approx(0.1)
+    assert inside.half(np.ones(10, np.float32)) == pytest.approx(0.5)
+
+
 def test_rank_counts_what_makes_up_nearly_all():
     u, v = (np.linalg.qr(np.random.default_rng(k).normal(size=(20, 6)))[0] for k in (0, 1))
     values = np.array([60.0, 30.0, 9.5, 0.3, 0.1, 0.1])  # 60, 90, 99.5 % ...

@@ -12,6 +12,7 @@ q, q_beta       mean min Q_phi(s, a) and min Q_beta(s, a)
 earned          mean discounted return from (s, a) on, of whoever played there: HORIZON steps in the
                 replay, of transitions that many before their episode's end
 half            share of the replay's transitions that hold half of its reward: those with the most
+early           share of the reward that came in the first EARLY steps of an episode
 gradient_*      length of the gradient: of the critics' loss (2), and of -Q and W2 in (6) apart
 rank            of Q_phi's last hidden layer (first head): how many singular values make up 99 % of
                 their sum (Kumar et al., "Implicit under-parameterization", arXiv 2010.14498)
@@ -42,6 +43,7 @@ from harness import checkpoints, runs
 
 FOLDER = Path(__file__).resolve().parent / "inside"
 BATCH, HORIZON, DRAWS = 2_048, 500, 16  # transitions, steps, x0 for action_std
+EARLY = 20  # control steps: how long a fall takes
 DORMANT, RANK = 0.025, 0.99
 SAMPLED = "eval/episodic_return_sampled"
 
@@ -68,22 +70,35 @@ def replay_of(arrays: dict[str, np.ndarray]) -> flowrl.Transition:
     return flowrl.Transition(**{name: array[:size] for name, array in data.items()})
 
 
+def goes_on(replay: flowrl.Transition, num_envs: int) -> np.ndarray:
+    """Whether the transition `num_envs` further begins where each ended, (steps,)."""
+    same = (replay.obs[num_envs:] == replay.next_obs[:-num_envs]).all(axis=1)
+    return np.append(same, np.zeros(num_envs, bool))
+
+
 def earned(replay: flowrl.Transition, num_envs: int, gamma: float) -> np.ndarray:
     """Discounted return over HORIZON steps from each transition on; nan where they are not there.
 
-    (steps,). A transition's next is `num_envs` further, if it begins where this one ended.
+    (steps,).
     """
-    reward = np.asarray(replay.reward, np.float64)
-    goes_on = np.zeros(len(reward), bool)
-    goes_on[:-num_envs] = (replay.obs[num_envs:] == replay.next_obs[:-num_envs]).all(axis=1)
+    reward, continues = np.asarray(replay.reward, np.float64), goes_on(replay, num_envs)
     total, there = np.zeros(len(reward)), np.ones(len(reward), bool)
     for k in range(HORIZON):  # the reward k steps on, where there are so many
         ahead = k * num_envs
         kept = slice(0, len(reward) - ahead)
         total[kept] += np.where(there[kept], gamma**k * reward[ahead:], 0.0)
-        there[kept] &= goes_on[ahead:]
+        there[kept] &= continues[ahead:]
         there[len(reward) - ahead :] = False
     return np.where(there, total, np.nan)
+
+
+def age(replay: flowrl.Transition, num_envs: int) -> np.ndarray:
+    """Which step of its episode each transition is, 0 the first, (steps,)."""
+    continues = goes_on(replay, num_envs).reshape(-1, num_envs)
+    ages = np.zeros(continues.shape, int)
+    for t in range(1, len(ages)):
+        ages[t] = np.where(continues[t - 1], ages[t - 1] + 1, 0)
+    return ages.ravel()
 
 
 def half(reward: np.ndarray) -> float:
@@ -180,6 +195,7 @@ def measure(folder: Path) -> list[dict[str, float]]:
     steps = checkpoints.steps(found)
     replay = replay_of(checkpoints.at(found, steps[-1]).load())
     returns = earned(replay, args.num_envs, args.gamma)
+    early = np.where(age(replay, args.num_envs) < EARLY, replay.reward, 0.0)
     with (folder / "metrics.csv").open() as file:
         evaluated = {int(row["step"]): row[SAMPLED] for row in csv.DictReader(file)}
     rows = []
@@ -194,6 +210,7 @@ def measure(folder: Path) -> list[dict[str, float]]:
         row = {"step": step} | {name: float(value) for name, value in numbers.items()}
         row["earned"] = float(np.nanmean(followed)) if np.isfinite(followed).any() else np.nan
         row["half"] = half(replay.reward[:step])
+        row["early"] = early[:step].sum() / replay.reward[:step].sum()
         row["return"] = float(evaluated.get(step) or "nan")
         rows.append(row)
         print(*(f"{name} {value:.4g}" for name, value in row.items()), sep="  ", flush=True)

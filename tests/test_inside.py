@@ -37,6 +37,7 @@ def test_earned_is_the_discounted_return_along_an_environments_episode(monkeypat
             whole = t % length + 3 < length and t + 3 < steps
             expected = sum(gamma**k * reward[t + k, env] for k in range(3)) if whole else math.nan
             np.testing.assert_allclose(found[t, env], expected, err_msg=f"{t} of {env}")
+            assert inside.age(replay, num_envs)[t * num_envs + env] == t % length
 
 
 def test_half_of_the_reward_is_with_the_best_few():
@@ -113,6 +114,7 @@ def test_a_run_is_measured_at_each_checkpoint(name, tmp_path, monkeypatch):
     for row in rows:
         assert 0 < float(row["earned"]) <= 50
         assert 1 <= float(row["rank"]) <= 8
+        assert 0 < float(row["early"]) <= 1
     with (folder / "metrics.csv").open() as file:
         logged = {row["step"]: row[inside.SAMPLED] for row in csv.DictReader(file)}
     assert float(rows[0]["return"]) == pytest.approx(float(logged["800"]), rel=1e-4)

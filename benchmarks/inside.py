@@ -2,7 +2,7 @@
 
     python flowrl_jax.py --env-id humanoid-stand --preset cpu --total-timesteps 200000 \\
         --checkpoint-interval 10000 --keep-checkpoints 20
-    python benchmarks/inside.py NAME RUN_FOLDER    # writes inside/NAME.csv and draws inside.png
+    python benchmarks/inside.py NAME RUN_FOLDER    # inside/NAME.csv, NAME.ages.csv and inside.png
     python benchmarks/inside.py                    # the picture alone
 
 For `flowrl_jax.py` and `flowrl_hlgauss_jax.py`. Of each checkpoint, on BATCH transitions drawn
@@ -20,11 +20,19 @@ dormant_*       share of the hidden units behind a nonlinearity whose mean size 
                 their layer's (Sokar et al., "The dormant neuron phenomenon", arXiv 2302.12902), of
                 Q_phi's first head and of the policy
 action_std      spread of the policy's actions over x0, mean over states and dimensions
+
+In NAME.ages.csv, of the newest checkpoint, the same by transitions' step in their episode, of
+the later half of the replay: reward, earned (AHEAD steps), q, q_beta, and beside them
+
+q_policy        mean min Q_phi(s, a_pi); q_random: of actions drawn uniformly
+spread          standard deviation of min Q_phi over such actions at a state: what a choice matters
+apart           mean |Q_1 - Q_2|: what the heads do not agree on
 """
 
 import csv
 import functools
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -44,6 +52,7 @@ from harness import checkpoints, runs
 FOLDER = Path(__file__).resolve().parent / "inside"
 BATCH, HORIZON, DRAWS = 2_048, 500, 16  # transitions, steps, x0 for action_std
 EARLY = 20  # control steps: how long a fall takes
+AGES, AHEAD = (0, 3, 6, 10, 15, 20, 50, 200, 1_000), 100  # steps
 DORMANT, RANK = 0.025, 0.99
 SAMPLED = "eval/episodic_return_sampled"
 
@@ -76,14 +85,14 @@ def goes_on(replay: flowrl.Transition, num_envs: int) -> np.ndarray:
     return np.append(same, np.zeros(num_envs, bool))
 
 
-def earned(replay: flowrl.Transition, num_envs: int, gamma: float) -> np.ndarray:
-    """Discounted return over HORIZON steps from each transition on; nan where they are not there.
+def earned(replay: flowrl.Transition, num_envs: int, gamma: float, horizon: int) -> np.ndarray:
+    """Discounted return over so many steps from each transition on; nan where they are not there.
 
     (steps,).
     """
     reward, continues = np.asarray(replay.reward, np.float64), goes_on(replay, num_envs)
     total, there = np.zeros(len(reward)), np.ones(len(reward), bool)
-    for k in range(HORIZON):  # the reward k steps on, where there are so many
+    for k in range(horizon):  # the reward k steps on, where there are so many
         ahead = k * num_envs
         kept = slice(0, len(reward) - ahead)
         total[kept] += np.where(there[kept], gamma**k * reward[ahead:], 0.0)
@@ -133,32 +142,38 @@ def dormant(layers: list[Array]) -> Array:
     return jnp.mean(jnp.concatenate([size <= DORMANT * jnp.mean(size) for size in sizes]))
 
 
+def critics_of(module: Any, learner: Any, args: Any):
+    """phi, beta, target phi, (params, s, a) -> (2, B), what sees s, and logits of a head."""
+    if hasattr(learner, "critics"):
+        both, seen = learner.critics.params, learner.velocity_field.params
+        of = functools.partial(module.head_values, args=args)
+        networks = module.of_phi(both), module.of_beta(both), module.of_phi(learner.target_critics)
+        return *networks, of, functools.partial(module.normalise, seen), args.num_bins
+    networks = learner.critic.params, learner.behaviour_critic.params, learner.target_critic
+    return *networks, functools.partial(flowrl.twin_q, args=args), lambda obs: obs, 0
+
+
 @functools.partial(jax.jit, static_argnames=("module", "args"))
 def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, args: Any):
     """All of the docstring but what comes from the replay's order, () each."""
-    theta, categorical = learner.velocity_field.params, hasattr(learner, "critics")
+    theta = learner.velocity_field.params
     noise = flowrl.draw_update_noise(key, *batch.action.shape)
-    if categorical:
-        seen = functools.partial(module.normalise, theta)
-        batch = batch.replace(obs=seen(batch.obs), next_obs=seen(batch.next_obs))
-        critics, q_of = learner.critics.params, module.head_values
-        phi, beta = module.of_phi(critics), module.of_beta(critics)
-        target, num_logits = module.of_phi(learner.target_critics), args.num_bins
-    else:
-        phi, beta = learner.critic.params, learner.behaviour_critic.params
-        target, q_of, num_logits = learner.target_critic, flowrl.twin_q, 0
+    phi, beta, target, q_of, seen, num_logits = critics_of(module, learner, args)
+    batch = batch.replace(obs=seen(batch.obs), next_obs=seen(batch.next_obs))
     a_next = flowrl.policy_action(theta, batch.next_obs, noise.x0_next, args)
-    y = flowrl.td_target(batch, q_of(target, batch.next_obs, a_next, args).min(axis=0), args.gamma)
-    q_beta = q_of(beta, batch.obs, batch.action, args).min(axis=0)
+    q_next = q_of(target, batch.next_obs, a_next).min(axis=0)
+    y = flowrl.td_target(batch, q_next, args.gamma)
+    q_beta = q_of(beta, batch.obs, batch.action).min(axis=0)
 
     def critic_loss(params: Any) -> Array:
-        if not categorical:
-            return flowrl.critic_loss(params, batch, y, args)[0]
-        return module.critic_loss(params, batch, y, y, args)[1][0]
+        if num_logits:
+            return module.critic_loss(params, batch, y, y, args)[1][0]
+        return flowrl.critic_loss(params, batch, y, args)[0]
 
-    def of_policy(name: str):
+    def of_policy(name: str) -> Array:
         def part(theta: Any) -> Array:
-            loss = flowrl.policy_loss(theta, phi, batch, q_beta, noise, args, q_of)
+            given = (theta, phi, batch, q_beta, noise, args)
+            loss = flowrl.policy_loss(*given, lambda *inputs: q_of(*inputs[:3]))
             return loss[1][f"losses/policy_{name}"]
 
         return length(jax.grad(part)(theta))
@@ -170,31 +185,70 @@ def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, ar
     inputs = jnp.concatenate([batch.obs, batch.action], axis=-1)
     of_q = normed(flowrl.ValueNetwork(*sizes, num_logits), head, inputs)
     field, t = flowrl.VelocityField(batch.action.shape[-1], *sizes), jnp.zeros((len(inputs), 1))
-    of_policy_net = normed(field, {"params": theta["params"]}, batch.obs, noise.x0_policy, t)
+    of_theta = normed(field, {"params": theta["params"]}, batch.obs, noise.x0_policy, t)
     gelu = functools.partial(nn.gelu, approximate=False)
-    phi_only = critics if categorical else phi
+    whole = learner.critics.params if num_logits else phi
     return {
-        "q": jnp.mean(q_of(phi, batch.obs, batch.action, args).min(axis=0)),
+        "q": jnp.mean(q_of(phi, batch.obs, batch.action).min(axis=0)),
         "q_beta": jnp.mean(q_beta),
-        "gradient_critic": length(jax.grad(critic_loss)(phi_only)),
+        "gradient_critic": length(jax.grad(critic_loss)(whole)),
         "gradient_q": of_policy("q"),
         "gradient_w2": of_policy("w2"),
         "rank": rank(of_q[-1]),
         "dormant_critic": dormant([gelu(layer) for layer in of_q[1:3]]),
-        "dormant_policy": dormant([nn.elu(layer) for layer in of_policy_net]),
+        "dormant_policy": dormant([nn.elu(layer) for layer in of_theta]),
         "action_std": jnp.mean(jnp.std(actions, axis=0)),
     }
 
 
-def measure(folder: Path) -> list[dict[str, float]]:
-    """A row for each checkpoint of a run."""
+@functools.partial(jax.jit, static_argnames=("module", "args"))
+def valued(module: Any, learner: Any, batch: flowrl.Transition, key: Array, args: Any):
+    """What is in NAME.ages.csv, but reward and earned, () each."""
+    x0_key, action_key = jax.random.split(key)
+    phi, beta, _, q_of, seen, _ = critics_of(module, learner, args)
+    obs, shape = seen(batch.obs), batch.action.shape
+    x0 = flowrl.source_noise(x0_key, shape)
+    chosen = flowrl.policy_action(learner.velocity_field.params, obs, x0, args)
+    others = jax.random.uniform(action_key, (DRAWS, *shape), minval=-1.0)
+    of_others = jax.vmap(lambda action: q_of(phi, obs, action).min(axis=0))(others)
+    q = q_of(phi, obs, batch.action)
+    return {
+        "q": jnp.mean(q.min(axis=0)),
+        "q_policy": jnp.mean(q_of(phi, obs, chosen).min(axis=0)),
+        "q_random": jnp.mean(of_others),
+        "spread": jnp.mean(jnp.std(of_others, axis=0)),
+        "apart": jnp.mean(jnp.abs(q[0] - q[1])),
+        "q_beta": jnp.mean(q_of(beta, obs, batch.action).min(axis=0)),
+    }
+
+
+def by_age(module: Any, learner: Any, replay: flowrl.Transition, args: Any) -> list[dict]:
+    """A row for each range of AGES that the later half of the replay has."""
+    ages, random, rows = age(replay, args.num_envs), np.random.default_rng(0), []
+    ahead = earned(replay, args.num_envs, args.gamma, AHEAD)
+    late = np.arange(len(ages)) >= len(ages) // 2
+    for low, high in itertools.pairwise(AGES):
+        there = np.flatnonzero((ages >= low) & (ages < high) & late & np.isfinite(ahead))
+        if len(there) == 0:
+            continue
+        chosen = random.choice(there, BATCH)
+        batch = jax.tree.map(lambda x: jnp.asarray(x[chosen]), replay)  # noqa: B023
+        row = {"from": low, "to": high, "reward": float(batch.reward.mean())}
+        row["earned"] = float(ahead[chosen].mean())
+        numbers = valued(module, learner, batch, jax.random.key(low), args)
+        rows.append(row | {name: float(value) for name, value in numbers.items()})
+    return rows
+
+
+def measure(folder: Path) -> tuple[list[dict], list[dict]]:
+    """A row for each checkpoint of a run, and the rows of its newest by age."""
     config = json.loads((folder / "config.json").read_text())
     module = importlib.import_module(config["algorithm"])
     args = runs.read_args(module.ALGORITHM, folder)
     found = folder / "checkpoints"
     steps = checkpoints.steps(found)
     replay = replay_of(checkpoints.at(found, steps[-1]).load())
-    returns = earned(replay, args.num_envs, args.gamma)
+    returns = earned(replay, args.num_envs, args.gamma, HORIZON)
     early = np.where(age(replay, args.num_envs) < EARLY, replay.reward, 0.0)
     with (folder / "metrics.csv").open() as file:
         evaluated = {int(row["step"]): row[SAMPLED] for row in csv.DictReader(file)}
@@ -214,7 +268,15 @@ def measure(folder: Path) -> list[dict[str, float]]:
         row["return"] = float(evaluated.get(step) or "nan")
         rows.append(row)
         print(*(f"{name} {value:.4g}" for name, value in row.items()), sep="  ", flush=True)
-    return rows
+    return rows, by_age(module, learner, replay, args)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """A CSV of six digits."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -236,7 +298,7 @@ def plot() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    paths = sorted(FOLDER.glob("*.csv"))
+    paths = sorted(path for path in FOLDER.glob("*.csv") if ".ages" not in path.name)
     shape = {"figsize": (3 * len(PANELS), 2.6 * len(paths)), "squeeze": False}
     figure, axes = plt.subplots(len(paths), len(PANELS), sharey="col", sharex=True, **shape)
     for panels, path in zip(axes, paths, strict=True):
@@ -261,12 +323,10 @@ def main(arguments: list[str]) -> None:
     """Measures a run, and draws all."""
     if arguments:
         name, folder = arguments
-        rows = measure(Path(folder))
+        rows, ages = measure(Path(folder))
         FOLDER.mkdir(exist_ok=True)
-        with (FOLDER / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+        write(FOLDER / f"{name}.csv", rows)
+        write(FOLDER / f"{name}.ages.csv", ages)
     plot()
 
 

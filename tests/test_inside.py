@@ -15,9 +15,8 @@ from benchmarks import inside
 from harness import command_line
 
 
-def test_earned_is_the_discounted_return_along_an_environments_episode(monkeypatch):
+def test_earned_is_the_discounted_return_along_an_environments_episode():
     """Against a loop; 2 environments in turn, episodes of 5 and 7 steps, whole horizons only."""
-    monkeypatch.setattr(inside, "HORIZON", 3)
     num_envs, gamma, lengths = 2, 0.9, (5, 7)
     rng = np.random.default_rng(0)
     steps = 12
@@ -31,7 +30,7 @@ def test_earned_is_the_discounted_return_along_an_environments_episode(monkeypat
                 next_obs[t, env] = 100 * env + 10 * ((t + 1) // length) + (t + 1) % length / 10
     flat = [x.reshape(steps * num_envs, *x.shape[2:]) for x in (obs, reward, next_obs)]
     replay = flowrl.Transition(flat[0], None, flat[1], flat[2], None)
-    found = inside.earned(replay, num_envs, gamma).reshape(steps, num_envs)
+    found = inside.earned(replay, num_envs, gamma, 3).reshape(steps, num_envs)
     for env, length in enumerate(lengths):
         for t in range(steps):
             whole = t % length + 3 < length and t + 3 < steps
@@ -100,6 +99,7 @@ def test_gradients_are_as_long_as_differences_say(name):
 def test_a_run_is_measured_at_each_checkpoint(name, tmp_path, monkeypatch):
     monkeypatch.setattr(inside, "FOLDER", tmp_path / "inside")
     monkeypatch.setattr(inside, "HORIZON", 50)
+    monkeypatch.setattr(inside, "AHEAD", 10)
     module = importlib.import_module(name)
     flags = f"--env-id cartpole-balance --preset cpu --runs-dir {tmp_path}/runs --hidden-size 8"
     flags += " --batch-size 8 --updates-per-step 2 --learning-starts 400 --total-timesteps 2000"
@@ -115,6 +115,13 @@ def test_a_run_is_measured_at_each_checkpoint(name, tmp_path, monkeypatch):
         assert 0 < float(row["earned"]) <= 50
         assert 1 <= float(row["rank"]) <= 8
         assert 0 < float(row["early"]) <= 1
+    with (tmp_path / "inside" / "tried.ages.csv").open() as file:
+        ages = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["from"] for row in ages] == [0, 3, 6, 10, 15, 20, 50]
+    for row in ages:
+        assert 0 < row["reward"] <= 1
+        assert row["reward"] < row["earned"] < 10
+        assert row["spread"] > 0
     with (folder / "metrics.csv").open() as file:
         logged = {row["step"]: row[inside.SAMPLED] for row in csv.DictReader(file)}
     assert float(rows[0]["return"]) == pytest.approx(float(logged["800"]), rel=1e-4)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import envs
 import flowrl_jax as flowrl
+from benchmarks import development as protocol
 from benchmarks import learning
 from harness import command_line, contract
 from tasks import h1
@@ -235,6 +236,29 @@ def precision() -> str:
     return markdown(f"precision | after updates | {' | '.join(names)}", lines)
 
 
+def development() -> str:
+    """Returns of the protocol's runs so far: last evaluation, last five, and how many seeds."""
+    found = protocol.curves()
+    lines = [
+        (task, *(protocol.cell(tasks.get(task, {})) or "not run" for tasks in found.values()))
+        for task in protocol.TASKS
+    ]
+    return markdown(f"task | {' | '.join(f'`{name}`' for name in found)}", lines)
+
+
+def ages() -> str:
+    """What a humanoid's critic says while its return is flat, by step in the episode."""
+    lines = []
+    for row in rows("tried/run_64.ages.csv"):
+        names = ("reward", "earned", "q", "q_policy", "q_random", "spread", "apart")
+        cells = (f"{float(row[name]):.3f}" for name in names)
+        lines.append((f"{row['from']} to {int(row['to']) - 1}", *cells))
+    return markdown(
+        "step | reward | earned | Q(s, a) | Q(s, a_pi) | Q, random a | its spread | heads apart",
+        lines,
+    )
+
+
 def policies() -> str:
     """The policies that anyone can play, and what they return."""
     lines = []
@@ -306,6 +330,8 @@ TABLES = {
     "launches": launches,
     "precision": precision,
     "policies": policies,
+    "development": development,
+    "ages": ages,
 }
 
 

@@ -286,35 +286,40 @@ PANELS = {  # title -> measures, and whether on a logarithmic scale
     "length of the gradient": (("gradient_critic", "gradient_q", "gradient_w2"), True),
     "rank of Q_phi's last layer": (("rank",), False),
     "share of dormant units": (("dormant_critic", "dormant_policy"), False),
-    "share that holds half of the reward": (("half",), True),
+    "share of the reward in an episode's first steps": (("early",), False),
+    "share of transitions with half of the reward": (("half",), True),
     "spread of actions over x0": (("action_std",), False),
 }
 
 
 def plot() -> None:
-    """A row of panels for each CSV of the folder."""
+    """Two rows of panels for each run's CSV of the folder."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     paths = sorted(path for path in FOLDER.glob("*.csv") if ".ages" not in path.name)
-    shape = {"figsize": (3 * len(PANELS), 2.6 * len(paths)), "squeeze": False}
-    figure, axes = plt.subplots(len(paths), len(PANELS), sharey="col", sharex=True, **shape)
-    for panels, path in zip(axes, paths, strict=True):
+    wide = (len(PANELS) + 1) // 2
+    shape = {"figsize": (3.2 * wide, 5 * len(paths)), "squeeze": False, "sharex": True}
+    figure, axes = plt.subplots(2 * len(paths), wide, **shape)
+    for path, panels in zip(paths, axes.reshape(len(paths), -1), strict=True):
         with path.open() as file:
             rows = list(csv.DictReader(file))
         steps = [int(row["step"]) / 1000 for row in rows]
-        for panel, (title, (names, logarithmic)) in zip(panels, PANELS.items(), strict=True):
+        for panel, (title, (names, logarithmic)) in zip(panels, PANELS.items(), strict=False):
             for name in names:
                 panel.plot(steps, [float(row[name]) for row in rows], label=name)
-            panel.set_title(f"{title}\n{path.stem}", fontsize=8)
+            panel.set_title(title, fontsize=9)
             if logarithmic:
                 panel.set_yscale("log")
             if len(names) > 1:
-                panel.legend(fontsize=6)
-    for panel in axes[-1]:
-        panel.set_xlabel("thousand environment steps")
+                panel.legend(fontsize=7)
+        for panel in panels[len(PANELS) :]:
+            panel.set_axis_off()
+        for panel in panels[wide:]:
+            panel.set_xlabel("thousand environment steps")
+        panels[0].set_ylabel(path.stem.replace("_jax_", "_jax\n"), fontsize=8)
     figure.tight_layout()
     figure.savefig(FOLDER.parent / "inside.png", dpi=90)
 

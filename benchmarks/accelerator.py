@@ -37,7 +37,7 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 
 COLUMNS = ("job", "env_id", "engine", "num_envs", "batch_size", "width", "dtype", "precision")
 COLUMNS += ("measure", "value", "unit", "note", "at, s", "device")
-COMPILING_SHARE, MEASURING_SHARE = 0.3, 0.15  # of the budget, at most; the rest is the training's
+COMPILING_SHARE, MEASURING_SHARE = 0.45, 0.15  # of the budget, at most; the rest is the training's
 LONGEST = 60  # s that one job may measure
 CORES = 4  # to a job that compiles
 MARGIN = 30  # s for a training run to stop and save

@@ -59,6 +59,7 @@ def test_dormant_units_are_those_far_below_their_layer():
     assert inside.dormant([jnp.asarray(layer), jnp.asarray(other)]) == pytest.approx(1 / 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flowrl_jax", "flowrl_hlgauss_jax"])
 def test_gradients_are_as_long_as_differences_say(name):
     """Of (6): how fast -Q falls along its gradient, by two values of the policy's loss."""
@@ -95,12 +96,11 @@ def test_gradients_are_as_long_as_differences_say(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flowrl_jax", "flowrl_hlgauss_jax"])
-def test_a_run_is_measured_at_each_checkpoint(name, tmp_path, monkeypatch):
+def test_a_run_is_measured_at_each_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(inside, "FOLDER", tmp_path / "inside")
     monkeypatch.setattr(inside, "HORIZON", 50)
     monkeypatch.setattr(inside, "AHEAD", 10)
-    module = importlib.import_module(name)
+    module = importlib.import_module("flowrl_hlgauss_jax")
     flags = f"--env-id cartpole-balance --preset cpu --runs-dir {tmp_path}/runs --hidden-size 8"
     flags += " --batch-size 8 --updates-per-step 2 --learning-starts 400 --total-timesteps 2000"
     flags += " --log-interval 400 --eval-interval 800 --eval-episodes 1 --num-threads 1"
@@ -117,7 +117,7 @@ def test_a_run_is_measured_at_each_checkpoint(name, tmp_path, monkeypatch):
         assert 0 < float(row["early"]) <= 1
     with (tmp_path / "inside" / "tried.ages.csv").open() as file:
         ages = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    assert [row["from"] for row in ages] == [0, 3, 6, 10, 15, 20, 50]
+    assert [row["from"] for row in ages] == [50, 200]  # 250 steps of each: the later half
     for row in ages:
         assert 0 < row["reward"] <= 1
         assert row["reward"] < row["earned"] < 10

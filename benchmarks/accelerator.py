@@ -256,15 +256,17 @@ class Job:
 
     def measure(self, seconds: float) -> None:
         """Lets it measure, for so long at most."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has just ended
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         if not self.over.wait(seconds):
             self.stop(f"not measured: not over after {seconds:.0f} s")
 
     def stop(self, why: str) -> None:
         """Ends it; its row says why."""
         self._why = why
-        os.killpg(self._process.pid, signal.SIGKILL)  # a compiler hears nothing else
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(self._process.pid, signal.SIGKILL)  # a compiler hears nothing else
         self.over.wait()
 
 
@@ -301,7 +303,7 @@ def train(table: Table, command: str, out: pathlib.Path, deadline: float) -> Non
     runs, log = out / "runs", out / "train.log"
     program, *flags = shlex.split(command)
     whole = [sys.executable, str(HERE.parent / program), *flags, "--runs-dir", str(runs)]
-    with log.open("w") as file:
+    with log.open("a") as file:
         process = subprocess.Popen(
             [*whole, "--no-checkpoint-replay"], stdout=file, stderr=subprocess.STDOUT
         )
@@ -358,12 +360,14 @@ def main() -> None:
         return
     if args.minutes <= 0:
         parser.error(f"--minutes: needs more than 0, got {args.minutes:g}")
+    if args.shares and len(args.shares) != len(args.train or TRAIN):
+        parser.error("--shares: needs a number for each of --train")
+    if args.shares and min(args.shares) <= 0:
+        parser.error(f"--shares: needs more than 0, got {min(args.shares):g}")
     code = "import jax, envs; print(jax.default_backend(), envs._importable('warp'))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True
     )
-    if args.shares and len(args.shares) != len(args.train or TRAIN):
-        parser.error("--shares: needs as many as --train has")
     backend, has_warp = found.stdout.split()[-2:]
     toy = args.toy or backend == "cpu"
     sizes, engines = (TOY, ["native"]) if toy else (Sizes(), ["mjx"])
@@ -377,10 +381,11 @@ def main() -> None:
     jobs = list(planned(sizes, engines))
     jobs = [(name, arguments) for name, arguments in jobs if name in args.jobs]
     run_jobs(table, jobs, compile_until, until, toy)
-    begun, left = time.monotonic(), began + budget - time.monotonic()
+    now = time.monotonic()
+    left = began + budget - now
     shares = args.shares or [1.0] * len(runs)
     for k, command in enumerate(runs):
-        train(table, command, args.out, begun + left * sum(shares[: k + 1]) / sum(shares))
+        train(table, command, args.out, now + left * sum(shares[: k + 1]) / sum(shares))
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ import csv
 import functools
 import importlib
 import itertools
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -44,17 +44,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 import flowrl_jax as flowrl
+from benchmarks.development import SAMPLED
 from harness import checkpoints, runs
+from harness.errors import RunError
 
 FOLDER = Path(__file__).resolve().parent / "inside"
 BATCH, HORIZON, DRAWS = 2_048, 500, 16  # transitions, steps, x0 for action_std
 EARLY = 20  # control steps: how long a fall takes
 AGES, AHEAD = (0, 3, 6, 10, 15, 20, 50, 200, 1_000), 100  # steps
+ALGORITHMS = ("flowrl_jax", "flowrl_hlgauss_jax")
 DORMANT, RANK = 0.025, 0.99
-SAMPLED = "eval/episodic_return_sampled"
 
 
 # ----------------------------------------------------------------------------------- from a folder
@@ -72,10 +75,12 @@ def learner_of(module: Any, arrays: dict[str, np.ndarray], sizes: tuple[int, int
 
 def replay_of(arrays: dict[str, np.ndarray]) -> flowrl.Transition:
     """All that was stored, in order, (steps, ...)."""
+    if "replay/size" not in arrays:
+        raise RunError("its checkpoints have no replay; train with --checkpoint-replay")
     size, names = int(arrays["replay/size"]), flowrl.Transition.__dataclass_fields__
     data = {name: arrays[f"replay/data/{name}"] for name in names}
-    if int(arrays["replay/position"]) != size % len(data["reward"]) or size == len(data["reward"]):
-        raise ValueError("the replay is full: its first transitions are gone")
+    if size == len(data["reward"]):
+        raise RunError("its replay is full, the first transitions are gone; --buffer-size is more")
     return flowrl.Transition(**{name: array[:size] for name, array in data.items()})
 
 
@@ -117,11 +122,6 @@ def half(reward: np.ndarray) -> float:
 
 
 # ------------------------------------------------------------------------------------ the measures
-def length(gradient: Any) -> Array:
-    """Of all of a gradient, as one vector."""
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
-
-
 def normed(module: nn.Module, params: Any, *inputs: Array) -> list[Array]:
     """What each LayerNorm of a network gives, in order, (B, H) each."""
     of_norms = {"capture_intermediates": lambda layer, _: isinstance(layer, nn.LayerNorm)}
@@ -142,15 +142,26 @@ def dormant(layers: list[Array]) -> Array:
     return jnp.mean(jnp.concatenate([size <= DORMANT * jnp.mean(size) for size in sizes]))
 
 
-def critics_of(module: Any, learner: Any, args: Any):
-    """phi, beta, target phi, (params, s, a) -> (2, B), what sees s, and logits of a head."""
+class Critics(NamedTuple):
+    """What the two files' learners have of critics, under the same names."""
+
+    phi: Any
+    beta: Any
+    target_phi: Any
+    q: Callable  # (params, s, a, args) -> (2, B)
+    seen: Callable  # observations as the networks see them
+    num_logits: int  # of a head's distribution; 0: a value
+
+
+def critics_of(module: Any, learner: Any, args: Any) -> Critics:
+    """Of `flowrl_hlgauss_jax.py`, whose critics are one network, or of `flowrl_jax.py`."""
     if hasattr(learner, "critics"):
-        both, seen = learner.critics.params, learner.velocity_field.params
-        of = functools.partial(module.head_values, args=args)
-        networks = module.of_phi(both), module.of_beta(both), module.of_phi(learner.target_critics)
-        return *networks, of, functools.partial(module.normalise, seen), args.num_bins
-    networks = learner.critic.params, learner.behaviour_critic.params, learner.target_critic
-    return *networks, functools.partial(flowrl.twin_q, args=args), lambda obs: obs, 0
+        both, target = learner.critics.params, module.of_phi(learner.target_critics)
+        seen = functools.partial(module.normalise, learner.velocity_field.params)
+        heads = module.of_phi(both), module.of_beta(both), target
+        return Critics(*heads, module.head_values, seen, args.num_bins)
+    phi, beta = learner.critic.params, learner.behaviour_critic.params
+    return Critics(phi, beta, learner.target_critic, flowrl.twin_q, lambda obs: obs, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "args"))
@@ -158,12 +169,13 @@ def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, ar
     """All of the docstring but what comes from the replay's order, () each."""
     theta = learner.velocity_field.params
     noise = flowrl.draw_update_noise(key, *batch.action.shape)
-    phi, beta, target, q_of, seen, num_logits = critics_of(module, learner, args)
-    batch = batch.replace(obs=seen(batch.obs), next_obs=seen(batch.next_obs))
+    critics = critics_of(module, learner, args)
+    phi, q_of, num_logits = critics.phi, critics.q, critics.num_logits
+    batch = batch.replace(obs=critics.seen(batch.obs), next_obs=critics.seen(batch.next_obs))
     a_next = flowrl.policy_action(theta, batch.next_obs, noise.x0_next, args)
-    q_next = q_of(target, batch.next_obs, a_next).min(axis=0)
+    q_next = q_of(critics.target_phi, batch.next_obs, a_next, args).min(axis=0)
     y = flowrl.td_target(batch, q_next, args.gamma)
-    q_beta = q_of(beta, batch.obs, batch.action).min(axis=0)
+    q_beta = q_of(critics.beta, batch.obs, batch.action, args).min(axis=0)
 
     def critic_loss(params: Any) -> Array:
         if num_logits:
@@ -172,11 +184,10 @@ def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, ar
 
     def of_policy(name: str) -> Array:
         def part(theta: Any) -> Array:
-            given = (theta, phi, batch, q_beta, noise, args)
-            loss = flowrl.policy_loss(*given, lambda *inputs: q_of(*inputs[:3]))
-            return loss[1][f"losses/policy_{name}"]
+            _, metrics = flowrl.policy_loss(theta, phi, batch, q_beta, noise, args, q_of)
+            return metrics[f"losses/policy_{name}"]
 
-        return length(jax.grad(part)(theta))
+        return optax.global_norm(jax.grad(part)(theta))
 
     x0 = flowrl.source_noise(key, (DRAWS, *batch.action.shape))
     actions = jax.vmap(lambda x0: flowrl.policy_action(theta, batch.obs, x0, args))(x0)
@@ -189,9 +200,9 @@ def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, ar
     gelu = functools.partial(nn.gelu, approximate=False)
     whole = learner.critics.params if num_logits else phi
     return {
-        "q": jnp.mean(q_of(phi, batch.obs, batch.action).min(axis=0)),
+        "q": jnp.mean(q_of(phi, batch.obs, batch.action, args).min(axis=0)),
         "q_beta": jnp.mean(q_beta),
-        "gradient_critic": length(jax.grad(critic_loss)(whole)),
+        "gradient_critic": optax.global_norm(jax.grad(critic_loss)(whole)),
         "gradient_q": of_policy("q"),
         "gradient_w2": of_policy("w2"),
         "rank": rank(of_q[-1]),
@@ -205,20 +216,24 @@ def measured(module: Any, learner: Any, batch: flowrl.Transition, key: Array, ar
 def valued(module: Any, learner: Any, batch: flowrl.Transition, key: Array, args: Any):
     """What is in NAME.ages.csv, but reward and earned, () each."""
     x0_key, action_key = jax.random.split(key)
-    phi, beta, _, q_of, seen, _ = critics_of(module, learner, args)
-    obs, shape = seen(batch.obs), batch.action.shape
+    critics = critics_of(module, learner, args)
+    obs, shape = critics.seen(batch.obs), batch.action.shape
+
+    def heads(params: Any, action: Array) -> Array:
+        return critics.q(params, obs, action, args)
+
     x0 = flowrl.source_noise(x0_key, shape)
     chosen = flowrl.policy_action(learner.velocity_field.params, obs, x0, args)
     others = jax.random.uniform(action_key, (DRAWS, *shape), minval=-1.0)
-    of_others = jax.vmap(lambda action: q_of(phi, obs, action).min(axis=0))(others)
-    q = q_of(phi, obs, batch.action)
+    of_others = jax.vmap(lambda action: heads(critics.phi, action).min(axis=0))(others)
+    q = heads(critics.phi, batch.action)
     return {
         "q": jnp.mean(q.min(axis=0)),
-        "q_policy": jnp.mean(q_of(phi, obs, chosen).min(axis=0)),
+        "q_policy": jnp.mean(heads(critics.phi, chosen).min(axis=0)),
         "q_random": jnp.mean(of_others),
         "spread": jnp.mean(jnp.std(of_others, axis=0)),
         "apart": jnp.mean(jnp.abs(q[0] - q[1])),
-        "q_beta": jnp.mean(q_of(beta, obs, batch.action).min(axis=0)),
+        "q_beta": jnp.mean(heads(critics.beta, batch.action).min(axis=0)),
     }
 
 
@@ -241,12 +256,22 @@ def by_age(module: Any, learner: Any, replay: flowrl.Transition, args: Any) -> l
 
 
 def measure(folder: Path) -> tuple[list[dict], list[dict]]:
-    """A row for each checkpoint of a run, and the rows of its newest by age."""
-    config = json.loads((folder / "config.json").read_text())
-    module = importlib.import_module(config["algorithm"])
+    """A row for each checkpoint of a run, and the rows of its newest by age.
+
+    Raises:
+      RunError: the run is of another algorithm, or has not left what is needed.
+    """
+    algorithm = runs.read_config(folder)["algorithm"]
+    if algorithm not in ALGORITHMS:
+        raise RunError(f"a run of {algorithm}; only {' and '.join(ALGORITHMS)} are measured")
+    module = importlib.import_module(algorithm)
     args = runs.read_args(module.ALGORITHM, folder)
     found = folder / "checkpoints"
     steps = checkpoints.steps(found)
+    if not steps:
+        raise RunError(
+            "it has no checkpoints; train with --checkpoint-interval and --keep-checkpoints"
+        )
     replay = replay_of(checkpoints.at(found, steps[-1]).load())
     returns = earned(replay, args.num_envs, args.gamma, HORIZON)
     early = np.where(age(replay, args.num_envs) < EARLY, replay.reward, 0.0)
@@ -324,16 +349,21 @@ def plot() -> None:
     figure.savefig(FOLDER.parent / "inside.png", dpi=90)
 
 
-def main(arguments: list[str]) -> None:
-    """Measures a run, and draws all."""
+def main(arguments: list[str]) -> int:
+    """Measures a run, and draws all. Returns the exit code."""
     if arguments:
         name, folder = arguments
-        rows, ages = measure(Path(folder))
+        try:
+            rows, ages = measure(Path(folder))
+        except RunError as error:
+            print(f"error: RUN_FOLDER: {error}", file=sys.stderr)
+            return 2
         FOLDER.mkdir(exist_ok=True)
         write(FOLDER / f"{name}.csv", rows)
         write(FOLDER / f"{name}.ages.csv", ages)
     plot()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

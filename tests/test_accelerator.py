@@ -1,9 +1,12 @@
 """The programs that wait for an accelerator, on a CPU at toy sizes."""
 
+import contextlib
 import csv
 import functools
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -111,8 +114,46 @@ def test_every_job_runs_or_says_why_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_time_is_one_line():
-    command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--minutes", "0"]
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--minutes 0", "--minutes: needs more than 0"),
+        ("--shares 1 2", "--shares: needs a number for each of --train"),
+        ("--shares 0", "--shares: needs more than 0"),
+    ],
+)
+def test_bad_input_is_one_line(flags, said, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), *flags.split()]
+    command += ["--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "--minutes: needs more than 0" in done.stderr.splitlines()[-1]
+    assert said in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_nothing_outlives_it(tmp_path):
+    """SIGTERM while a job compiles: the job's process ends too."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--toy"]
+    command += ["--jobs", "loop", "--out", str(tmp_path)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def children() -> list[int]:
+        found = f"/proc/{parent.pid}/task/{parent.pid}/children"
+        return [int(pid) for pid in Path(found).read_text().split()]
+
+    def is_job(pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return "--job" in Path(f"/proc/{pid}/cmdline").read_text()
+        return False
+
+    end = time.monotonic() + 60
+    jobs: list[int] = []
+    while not jobs and time.monotonic() < end:
+        jobs = [pid for pid in children() if is_job(pid)]
+        time.sleep(0.1)
+    assert jobs
+    parent.terminate()
+    parent.communicate(timeout=30)
+    assert parent.returncode == 128 + signal.SIGTERM
+    assert not any(is_job(pid) for pid in jobs)

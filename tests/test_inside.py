@@ -1,7 +1,9 @@
 """What is read off a run's checkpoints."""
 
 import csv
+import dataclasses
 import importlib
+import json
 import math
 
 import jax
@@ -13,6 +15,7 @@ from samples import OBS, A, B, make_batch, perturbed
 import flowrl_jax as flowrl
 from benchmarks import inside
 from harness import command_line
+from harness.errors import RunError
 
 
 def test_earned_is_the_discounted_return_along_an_environments_episode():
@@ -57,6 +60,30 @@ def test_dormant_units_are_those_far_below_their_layer():
     layer[:, 0], layer[:, 1] = 0.0, 0.02  # the mean of sizes is 0.75: 2.5 % of it is 0.019
     other = np.full((10, 8), 1e-6, np.float32)  # small, but all alike
     assert inside.dormant([jnp.asarray(layer), jnp.asarray(other)]) == pytest.approx(1 / 16)
+
+
+def test_a_run_that_cannot_be_measured_is_one_line(tmp_path, capsys):
+    def refused() -> str:
+        assert inside.main(["tried", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
+    assert "is no run folder" in refused()
+    config = {"algorithm": "sac_jax", "args": {}, "status": "finished"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "a run of sac_jax" in refused()
+    config |= {"algorithm": "flowrl_jax", "args": dataclasses.asdict(flowrl.Args())}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "--checkpoint-interval" in refused()
+
+
+def test_a_replay_that_is_full_or_absent_is_refused():
+    with pytest.raises(RunError, match="--checkpoint-replay"):
+        inside.replay_of({})
+    batch = make_batch()
+    arrays = {f"replay/data/{name}": value for name, value in vars(batch).items()}
+    assert len(inside.replay_of(arrays | {"replay/size": np.array(B - 1)}).reward) == B - 1
+    with pytest.raises(RunError, match="--buffer-size"):
+        inside.replay_of(arrays | {"replay/size": np.array(B)})
 
 
 @pytest.mark.slow
@@ -107,7 +134,7 @@ def test_a_run_is_measured_at_each_checkpoint(tmp_path, monkeypatch):
     flags += " --checkpoint-interval 800 --keep-checkpoints 9 --buffer-size 8000"
     assert module.main(command_line.parse_args(module.ALGORITHM, "cpu", flags.split())) == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    inside.main(["tried", str(folder)])
+    assert inside.main(["tried", str(folder)]) == 0
     with (tmp_path / "inside" / "tried.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(float(row["step"])) for row in rows] == [800, 1600, 2000]

@@ -95,16 +95,23 @@ def test_gradients_are_as_long_as_differences_say(name):
     learner = module.init_learner(jax.random.key(0), OBS, A, args)
     theta = learner.velocity_field.params
     shaken = theta | {"params": perturbed(theta["params"], 1)}
-    field = learner.velocity_field.replace(params=shaken)
-    learner = learner.replace(velocity_field=field)
+    changed = {"velocity_field": learner.velocity_field.replace(params=shaken)}
+    for k, field in enumerate(
+        n for n in ("critics", "critic", "behaviour_critic") if hasattr(learner, n)
+    ):
+        network = getattr(learner, field)  # so that Q_beta is no copy of Q_phi
+        changed[field] = network.replace(params=perturbed(network.params, 5 + k))
+    learner = learner.replace(**changed)
     batch, key = jax.tree.map(jnp.asarray, make_batch()), jax.random.key(3)
     found = inside.measured(module, learner, batch, key, args)
     noise = flowrl.draw_update_noise(key, B, A)
     if name == "flowrl_jax":
-        obs, phi, q_of = batch.obs, learner.critic.params, flowrl.twin_q
+        obs, q_of = batch.obs, flowrl.twin_q
+        phi, beta = learner.critic.params, learner.behaviour_critic.params
     else:
         obs = module.normalise(theta, batch.obs)
-        phi, q_of = module.of_phi(learner.critics.params), module.head_values
+        heads, q_of = learner.critics.params, module.head_values
+        phi, beta = module.of_phi(heads), module.of_beta(heads)
 
     def mean_q(theta):
         action = flowrl.policy_action(theta, obs, noise.x0_policy, args)
@@ -119,7 +126,9 @@ def test_gradients_are_as_long_as_differences_say(name):
     )
     assert found["gradient_q"] == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)
     assert found["gradient_w2"] > 0
-    assert found["q"] == pytest.approx(float(jnp.mean(q_of(phi, obs, batch.action, args).min(0))))
+    for measure, params in (("q", phi), ("q_beta", beta)):
+        q = jnp.mean(q_of(params, obs, batch.action, args).min(axis=0))
+        assert found[measure] == pytest.approx(float(q), rel=1e-5)
 
 
 @pytest.mark.slow

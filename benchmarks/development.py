@@ -20,7 +20,14 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent / "development"
 TASKS = ("cheetah-run", "walker-run", "humanoid-stand", "hopper-hop")  # to choose by
 SAMPLED = "eval/episodic_return_sampled"
+STEPS = 200_000  # the protocol's budget
+EVERY = 10_000  # steps between evaluations
 LAST = 5  # evaluations of which the protocol has the mean
+PLAIN = {  # algorithm -> its variant without other flags
+    "flowrl_jax": "flowrl_cpu",
+    "flowrl_hlgauss_jax": "flowrl_hlgauss_cpu",
+    "sac_jax": "sac_cpu",
+}
 Curve = tuple[np.ndarray, np.ndarray]  # steps, sampled returns
 
 
@@ -57,23 +64,43 @@ def curves() -> dict[str, dict[str, dict[int, Curve]]]:
     return found
 
 
-def cell(seeds: dict[int, Curve]) -> str:
-    """Mean over seeds at the last evaluation, over the last five of them, and how many seeds."""
-    if not seeds:
+def same_time() -> dict[str, int]:
+    """Variant -> the steps it makes while flowrl_jax.py makes STEPS, of those that were timed.
+
+    By the updates a second of throughput_algorithms.csv, the mean ratio of its tasks, which are
+    measured in turns on one idle core: runs themselves share a machine with other work. Down to
+    the evaluation before.
+    """
+    with (FOLDER.parent / "throughput_algorithms.csv").open() as file:
+        timed = [row for row in csv.DictReader(file) if row["preset"] == "cpu"]
+    ratios: dict[str, list[float]] = {}
+    for row in timed:
+        ratios.setdefault(PLAIN[row["algorithm"]], []).append(float(row["ratio"]))
+    return {name: int(STEPS * np.mean(all_)) // EVERY * EVERY for name, all_ in ratios.items()}
+
+
+def cell(seeds: dict[int, Curve], steps: int = STEPS) -> str:
+    """Mean over seeds at the evaluation after `steps`, over the five up to it, and how many seeds.
+
+    Runs that ended before it are left out; what a run did after it does not count.
+    """
+    upto = [returns[at <= steps] for at, returns in seeds.values() if steps in at]
+    if not upto:
         return ""
-    last = np.mean([returns[-1] for _, returns in seeds.values()])
-    late = np.mean([returns[-LAST:].mean() for _, returns in seeds.values()])
-    steps = {int(steps[-1]) for steps, _ in seeds.values()}
-    assert len(steps) == 1, f"runs of one variant end at {steps}"
-    return f"{last:.0f}, {late:.0f} ({len(seeds)})"
+    last = np.mean([returns[-1] for returns in upto])
+    late = np.mean([returns[-LAST:].mean() for returns in upto])
+    return f"{last:.0f}, {late:.0f} ({len(upto)})"
 
 
 def table() -> str:
-    """As Markdown."""
-    lines = [f"| variant | {' | '.join(TASKS)} |", "|---" * (len(TASKS) + 1) + "|"]
-    for variant, tasks in curves().items():
-        cells = (cell(tasks.get(task, {})) for task in TASKS)
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    """As Markdown: at equal steps, then at equal time where that is another number of steps."""
+    found, timed = curves(), same_time()
+    rows = [(variant, STEPS) for variant in found]
+    rows += [(variant, timed[variant]) for variant in found if timed.get(variant, STEPS) != STEPS]
+    lines = [f"| variant | steps | {' | '.join(TASKS)} |", "|---" * (len(TASKS) + 2) + "|"]
+    for variant, steps in rows:
+        cells = (cell(found[variant].get(task, {}), steps) for task in TASKS)
+        lines.append(f"| {variant} | {steps:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -91,8 +118,9 @@ def plot() -> None:
             for steps, returns in seeds.values():
                 panel.plot(steps / 1000, returns, linewidth=1 if len(seeds) > 1 else 2, **look)
             if len(seeds) > 1:
-                mean = np.mean([returns for _, returns in seeds.values()], axis=0)
-                panel.plot(steps / 1000, mean, linewidth=2.5, **look)
+                shortest = min((steps for steps, _ in seeds.values()), key=len)
+                mean = np.mean([r[: len(shortest)] for _, r in seeds.values()], axis=0)
+                panel.plot(shortest / 1000, mean, linewidth=2.5, **look)
             panel.plot([], [], label=variant, **look)
         panel.set(title=task, xlabel="thousand environment steps", ylim=(0, None))
     axes[0, 0].set_ylabel("return, sampled x0")

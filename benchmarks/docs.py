@@ -238,12 +238,7 @@ def precision() -> str:
 
 def development() -> str:
     """Returns of the protocol's runs so far: last evaluation, last five, and how many seeds."""
-    found = protocol.curves()
-    lines = [
-        (task, *(protocol.cell(tasks.get(task, {})) or "not run" for tasks in found.values()))
-        for task in protocol.TASKS
-    ]
-    return markdown(f"task | {' | '.join(f'`{name}`' for name in found)}", lines)
+    return protocol.table()
 
 
 def ages() -> str:

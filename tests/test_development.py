@@ -26,26 +26,37 @@ def write_run(results, task, seed, returns, status="finished"):
 def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(development, "FOLDER", tmp_path / "development")
     (tmp_path / "development").mkdir()
+    header = "env_id,preset,algorithm,ratio\nx,cpu,flowrl_jax,1\n"
+    (tmp_path / "throughput_algorithms.csv").write_text(header)
     return tmp_path
 
 
-def test_finished_runs_are_kept_and_their_means_told(kept):
+def test_finished_runs_are_kept_and_their_means_told(kept, monkeypatch):
+    monkeypatch.setattr(development, "STEPS", 60_000)
     write_run(kept / "r", "walker-run", 1, [0, 100, 100, 100, 100, 200])
-    write_run(kept / "r", "walker-run", 2, [0, 300, 300, 300, 300, 400])
+    write_run(kept / "r", "walker-run", 2, [0, 300, 300, 300, 300, 400, 1000])
+    write_run(kept / "r", "walker-run", 3, [1000] * 5)  # ended before
     write_run(kept / "r", "hopper-hop", 1, [5], status="stopped")
-    assert development.collect("a_variant", kept / "r") == ["walker-run__1", "walker-run__2"]
+    names = ["walker-run__1", "walker-run__2", "walker-run__3"]
+    assert development.collect("a_variant", kept / "r") == names
     row = development.table().splitlines()[-1]
-    assert row == "| a_variant |  | 300, 220 (2) |  |  |"
+    assert row == "| a_variant | 60,000 |  | 300, 220 (2) |  |  |"
     development.plot()
     assert (kept / "development" / "development.png").stat().st_size > 1_000
 
 
-def test_runs_of_different_lengths_are_not_averaged(kept):
-    write_run(kept / "r", "walker-run", 1, [1, 2])
-    write_run(kept / "r", "walker-run", 2, [1])
-    development.collect("a_variant", kept / "r")
-    with pytest.raises(AssertionError, match="runs of one variant end at"):
-        development.table()
+def test_at_equal_time_a_fast_algorithm_has_more_steps(kept, monkeypatch):
+    monkeypatch.setattr(development, "STEPS", 40_000)
+    (kept / "throughput_algorithms.csv").write_text(
+        "env_id,preset,algorithm,ratio\nx,cpu,flowrl_jax,1\nx,cpu,sac_jax,1.7\ny,cpu,sac_jax,1.4\n"
+        "y,gpu,sac_jax,9\n"
+    )
+    write_run(kept / "r", "walker-run", 1, [1, 2, 3, 4, 5, 6, 7])
+    development.collect("sac_cpu", kept / "r")
+    assert development.table().splitlines()[2:] == [
+        "| sac_cpu | 40,000 |  | 4, 2 (1) |  |  |",
+        "| sac_cpu | 60,000 |  | 6, 4 (1) |  |  |",
+    ]
 
 
 def test_the_page_has_what_is_kept():

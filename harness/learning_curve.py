@@ -1,9 +1,11 @@
 """A run's learning curve as a picture."""
 
+import contextlib
 import csv
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
@@ -13,14 +15,28 @@ CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
 }
 
 
+@contextlib.contextmanager
+def no_notebooks_backend() -> Iterator[None]:
+    """To import matplotlib in: MPLBACKEND is left out of the environment, and back afterwards.
+
+    A notebook that started this process names its own there, which need not be installed here.
+    Pictures are drawn without pyplot, so none is needed.
+    """
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
 def plot(folder: Path) -> Path:
     """Draws `folder`/metrics.csv: return against environment steps, in learning_curve.png.
 
     A column `<name>_std` beside one of CURVES becomes a band of one standard deviation.
     """
-    # Not the one of a notebook that started this run: it need not be installed here.
-    os.environ["MPLBACKEND"] = "agg"
-    from matplotlib.figure import Figure
+    with no_notebooks_backend():
+        from matplotlib.figure import Figure
 
     config = json.loads((folder / "config.json").read_text())
     with (folder / "metrics.csv").open(newline="") as file:

@@ -3,15 +3,16 @@
 import io
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterable
 
-os.environ["MPLBACKEND"] = "agg"  # not a notebook's, which need not be installed here
-
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+
+from harness.learning_curve import no_notebooks_backend
+
+with no_notebooks_backend():
+    import matplotlib
+    from matplotlib.figure import Figure
 
 from reporting.measures import curve, full_score
 from reporting.results import AXES, KINDS, Group, Run, by_suite, table_values

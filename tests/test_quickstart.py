@@ -33,6 +33,7 @@ def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="`pip install -r requirements-optional.txt`")
     nbformat = pytest.importorskip("nbformat", reason="`pip install -r requirements-optional.txt`")
     pytest.importorskip("ipykernel", reason="`pip install -r requirements-optional.txt`")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel names its own, as Jupyter does
     monkeypatch.setenv("QUICKSTART_FLAGS", json.dumps(SMALLER))
     monkeypatch.setenv("QUICKSTART_RUNS", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

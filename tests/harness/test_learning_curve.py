@@ -16,7 +16,9 @@ def test_a_notebooks_backend_is_not_asked_for(program, tmp_path):
     """Jupyter names one in MPLBACKEND, and an environment of its own need not have it."""
     (tmp_path / "config.json").write_text('{"args": {"env_id": "a-b", "seed": 1}}')
     (tmp_path / "metrics.csv").write_text("step,charts/episodic_return\n10,3.0\n20,4.0\n")
-    command = [sys.executable, "-c", f"import pathlib, sys; {program}", str(tmp_path)]
+    stays = "import os; assert os.environ['MPLBACKEND'] == 'a-notebooks'"  # for its own children
+    code = f"import pathlib, sys; {program}; {stays}"
+    command = [sys.executable, "-c", code, str(tmp_path)]
     environment = os.environ | {"MPLBACKEND": "a-notebooks"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

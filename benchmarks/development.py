@@ -20,6 +20,10 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent / "development"
 TASKS = ("cheetah-run", "walker-run", "humanoid-stand", "hopper-hop")  # to choose by
 SAMPLED = "eval/episodic_return_sampled"
+STEPS, OF = 200_000, "8x128"  # the protocol's budget, of variants with these sizes
+MINUTES = (10, 20)  # of an idle core, at which all are compared
+LAST = 5  # evaluations of which the protocol has the mean
+SAMPLED = "eval/episodic_return_sampled"
 STEPS = 200_000  # the protocol's budget
 EVERY = 10_000  # steps between evaluations
 LAST = 5  # evaluations of which the protocol has the mean
@@ -64,43 +68,50 @@ def curves() -> dict[str, dict[str, dict[int, Curve]]]:
     return found
 
 
-def same_time() -> dict[str, int]:
-    """Variant -> the steps it makes while flowrl_jax.py makes STEPS, of those that were timed.
+def speeds() -> dict[str, float]:
+    """Variant, by algorithm, environments and batch -> its environment steps a minute.
 
-    By the updates a second of throughput_algorithms.csv, the mean ratio of its tasks, which are
-    measured in turns on one idle core: runs themselves share a machine with other work. Down to
-    the evaluation before.
+    Of throughput_algorithms.csv, the mean of its tasks, where all were measured in turns on one
+    idle core: the runs themselves share a machine with other work.
     """
+    found: dict[str, list[float]] = {}
     with (FOLDER.parent / "throughput_algorithms.csv").open() as file:
-        timed = [row for row in csv.DictReader(file) if row["preset"] == "cpu"]
-    ratios: dict[str, list[float]] = {}
-    for row in timed:
-        ratios.setdefault(PLAIN[row["algorithm"]], []).append(float(row["ratio"]))
-    return {name: int(STEPS * np.mean(all_)) // EVERY * EVERY for name, all_ in ratios.items()}
+        for row in csv.DictReader(file):
+            algorithm = row["algorithm"].removesuffix("_jax")
+            variant = f"{algorithm}_{row['num_envs']}x{row['batch_size']}"
+            found.setdefault(variant, []).append(60 * float(row["steps/s"]))
+    return {variant: float(np.mean(all_)) for variant, all_ in found.items()}
 
 
-def cell(seeds: dict[int, Curve], steps: int = STEPS) -> str:
-    """Mean over seeds at the evaluation after `steps`, over the five up to it, and how many seeds.
+def cell(seeds: dict[int, Curve], budget: int = STEPS) -> str:
+    """Mean over seeds at the last evaluation within the budget, over the five up to it, how many.
 
-    Runs that ended before it are left out; what a run did after it does not count.
+    Runs that ended an evaluation or more before the budget are left out; what others did after it
+    does not count.
     """
-    upto = [returns[at <= steps] for at, returns in seeds.values() if steps in at]
-    if not upto:
+    within = [
+        returns[steps <= budget]
+        for steps, returns in seeds.values()
+        if steps[0] <= budget < steps[-1] + steps[0]  # steps[0]: the time between two evaluations
+    ]
+    if not within:
         return ""
-    last = np.mean([returns[-1] for returns in upto])
-    late = np.mean([returns[-LAST:].mean() for returns in upto])
-    return f"{last:.0f}, {late:.0f} ({len(upto)})"
+    last = np.mean([returns[-1] for returns in within])
+    late = np.mean([returns[-LAST:].mean() for returns in within])
+    return f"{last:.0f}, {late:.0f} ({len(within)})"
 
 
 def table() -> str:
-    """As Markdown: at equal steps, then at equal time where that is another number of steps."""
-    found, timed = curves(), same_time()
-    rows = [(variant, STEPS) for variant in found]
-    rows += [(variant, timed[variant]) for variant in found if timed.get(variant, STEPS) != STEPS]
-    lines = [f"| variant | steps | {' | '.join(TASKS)} |", "|---" * (len(TASKS) + 2) + "|"]
-    for variant, steps in rows:
-        cells = (cell(found[variant].get(task, {}), steps) for task in TASKS)
-        lines.append(f"| {variant} | {steps:,} | {' | '.join(cells)} |")
+    """As Markdown: at equal steps what has the protocol's sizes, then all after equal time."""
+    found, timed = curves(), speeds()
+    rows = [(f"{STEPS:,} steps", v, STEPS) for v in found if v.endswith(OF)]
+    rows += [(f"{m} minutes", v, int(m * timed[v])) for m in MINUTES for v in found if v in timed]
+    lines = [f"| after | variant | steps | {' | '.join(TASKS)} |", "|---" * (len(TASKS) + 3) + "|"]
+    for after, variant, steps in rows:
+        cells = [cell(found[variant].get(task, {}), steps) for task in TASKS]
+        if any(cells):
+            shown = round(steps, -3)
+            lines.append(f"| {after} | {variant} | {shown:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

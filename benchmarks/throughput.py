@@ -54,6 +54,7 @@ except ImportError:
 HERE = pathlib.Path(__file__).resolve().parent
 TASKS = ("cheetah-run", "humanoid-run", "dog-run")
 ALGORITHMS = ("flowrl_jax", "flowrl_hlgauss_jax", "sac_jax")
+SIZES = {"cpu": ((8, 128), (64, 512))}  # environments and batch, of all algorithms; else as preset
 PARTS = ("env", "update", "loop", "algorithms", "plot")
 ENVPOOL = {"cheetah-run": "CheetahRun-v1", "humanoid-run": "HumanoidRun-v1"}
 NUM_ENVS, BATCHES, WIDTHS = (1, 64, 1024, 4096), (256, 4096, 32768), (256, 512)
@@ -353,28 +354,38 @@ def measure_loop(
 
 
 def measure_algorithms(env_id: str, preset: str, blocks: int) -> list[dict[str, str]]:
-    """All training loops in turns; the ratio is of updates a second, to those of FlowRL."""
-    contenders, per_step = {}, {}
+    """All training loops in turns, at all sizes; the ratio is of updates a second, to the first."""
+    contenders, sizes = {}, {}
     for name in ALGORITHMS:
         module = importlib.import_module(name)
-        args = module.Args(**module.PRESETS[preset], env_id=env_id, preset=preset)
-        args = dataclasses.replace(args, learning_starts=0)
-        env = envs.make(env_id, args.num_envs, args.engine)
-        state = module.init_state(env, args)
-        full = state.replay.replace(size=jnp.array(len(state.replay.data.reward), jnp.int32))
-        step = functools.partial(module.train_step, env=env, args=args)
-        contenders[name] = repeated(lambda s, _, step=step: step(s)[0], state.replace(replay=full))
-        per_step[name] = args.updates_per_step
+        of_preset = module.Args(**module.PRESETS[preset], env_id=env_id, preset=preset)
+        own = (of_preset.num_envs, of_preset.batch_size)
+        for num_envs, batch_size in SIZES.get(preset, (own,)):
+            args = dataclasses.replace(
+                of_preset, num_envs=num_envs, batch_size=batch_size, learning_starts=0
+            )
+            env = envs.make(env_id, args.num_envs, args.engine)
+            state = module.init_state(env, args)
+            size = jnp.array(len(state.replay.data.reward), jnp.int32)
+            full = state.replace(replay=state.replay.replace(size=size))
+            step = functools.partial(module.train_step, env=env, args=args)
+            key = (name, num_envs, batch_size)
+            contenders[key] = repeated(lambda s, _, step=step: step(s)[0], full)
+            sizes[key] = args
     seconds = interleaved(contenders, blocks)
+    first = seconds[next(iter(contenders))]
     return [
         {
             "env_id": env_id,
             "preset": preset,
-            "algorithm": name,
-            "updates/s": number(per_step[name] / median(seconds[name])),
-            **ratio(seconds[ALGORITHMS[0]], seconds[name]),
+            "algorithm": key[0],
+            "num_envs": str(args.num_envs),
+            "batch_size": str(args.batch_size),
+            "updates/s": number(args.updates_per_step / median(seconds[key])),
+            "steps/s": number(args.num_envs / median(seconds[key])),
+            **ratio(first, seconds[key]),
         }
-        for name in ALGORITHMS
+        for key, args in sizes.items()
     ]
 
 
@@ -495,7 +506,7 @@ def main() -> None:
         preset = command_line.preset_for_this_machine()
         for env_id in args.tasks:
             for row in measure_algorithms(env_id, preset, args.blocks):
-                keys = ("env_id", "preset", "algorithm")
+                keys = ("env_id", "preset", "algorithm", "num_envs", "batch_size")
                 write("throughput_algorithms", keys, row | common)
     if "plot" in wanted:
         plot()

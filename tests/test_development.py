@@ -26,8 +26,9 @@ def write_run(results, task, seed, returns, status="finished"):
 def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(development, "FOLDER", tmp_path / "development")
     (tmp_path / "development").mkdir()
-    header = "env_id,preset,algorithm,ratio\nx,cpu,flowrl_jax,1\n"
-    (tmp_path / "throughput_algorithms.csv").write_text(header)
+    speeds = ["env_id,algorithm,num_envs,batch_size,steps/s"]
+    speeds += ["x,sac_jax,8,128,170", "y,sac_jax,8,128,140", "x,flowrl_jax,64,512,50"]
+    (tmp_path / "throughput_algorithms.csv").write_text("\n".join(speeds) + "\n")
     return tmp_path
 
 
@@ -38,25 +39,24 @@ def test_finished_runs_are_kept_and_their_means_told(kept, monkeypatch):
     write_run(kept / "r", "walker-run", 3, [1000] * 5)  # ended before
     write_run(kept / "r", "hopper-hop", 1, [5], status="stopped")
     names = ["walker-run__1", "walker-run__2", "walker-run__3"]
-    assert development.collect("a_variant", kept / "r") == names
-    row = development.table().splitlines()[-1]
-    assert row == "| a_variant | 60,000 |  | 300, 220 (2) |  |  |"
+    assert development.collect("flowrl_8x128", kept / "r") == names
+    (row,) = development.table().splitlines()[2:]
+    assert row == "| 60,000 steps | flowrl_8x128 | 60,000 |  | 300, 220 (2) |  |  |"
     development.plot()
     assert (kept / "development" / "development.png").stat().st_size > 1_000
 
 
-def test_at_equal_time_a_fast_algorithm_has_more_steps(kept, monkeypatch):
+def test_after_equal_time_what_is_faster_has_more_steps(kept, monkeypatch):
     monkeypatch.setattr(development, "STEPS", 40_000)
-    (kept / "throughput_algorithms.csv").write_text(
-        "env_id,preset,algorithm,ratio\nx,cpu,flowrl_jax,1\nx,cpu,sac_jax,1.7\ny,cpu,sac_jax,1.4\n"
-        "y,gpu,sac_jax,9\n"
-    )
+    monkeypatch.setattr(development, "MINUTES", (7, 100))
     write_run(kept / "r", "walker-run", 1, [1, 2, 3, 4, 5, 6, 7])
-    development.collect("sac_cpu", kept / "r")
+    for variant in ("sac_8x128", "flowrl_64x512", "not_timed_9x9"):
+        development.collect(variant, kept / "r")
     assert development.table().splitlines()[2:] == [
-        "| sac_cpu | 40,000 |  | 4, 2 (1) |  |  |",
-        "| sac_cpu | 60,000 |  | 6, 4 (1) |  |  |",
-    ]
+        "| 40,000 steps | sac_8x128 | 40,000 |  | 4, 2 (1) |  |  |",
+        "| 7 minutes | flowrl_64x512 | 21,000 |  | 2, 2 (1) |  |  |",
+        "| 7 minutes | sac_8x128 | 65,000 |  | 6, 4 (1) |  |  |",  # mean of two tasks
+    ]  # and none has gone on for 100 minutes
 
 
 def test_the_page_has_what_is_kept():

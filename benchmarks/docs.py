@@ -263,9 +263,11 @@ def policies() -> str:
         cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
         args = config["args"]
         steps = f"{args['total_timesteps']:,}"
-        lines.append((f"`policies/{folder.name}`", f"{config['algorithm']}, {args['preset']}"))
+        sizes = f"{args['num_envs']}, {args['batch_size']}"
+        lines.append((f"`policies/{folder.name}`", config["algorithm"], sizes))
         lines[-1] += (str(args["seed"]), steps, *cells)
-    return markdown("folder | algorithm, preset | seed | steps | sampled x0 | x0 = 0", lines)
+    header = "folder | algorithm | environments, batch | seed | steps | sampled x0 | x0 = 0"
+    return markdown(header, lines)
 
 
 def speed() -> str:

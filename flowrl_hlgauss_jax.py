@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping
+from typing import Literal
 
 import chex
 import flax.linen as nn
@@ -52,11 +53,13 @@ class Args(flowrl.Args):
     v_min: float = -5.0  # lowest edge; below the lowest return by a few bins, as a bell has tails
     v_max: float = 105.0  # highest edge; rewards in [0, 1] give 1 / (1 - gamma) at most
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
+    target_heads: Literal["min", "mean"] = "min"  # of Q_phi's two, in y; mean: higher, see docs
 
 
 PRESETS = flowrl.PRESETS
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
+HEADS = {"min": jnp.min, "mean": jnp.mean}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)
 
@@ -247,7 +250,7 @@ def update(
     batch = batch.replace(obs=obs, next_obs=next_obs)
     a_next = flowrl.policy_action(theta, next_obs, noise.x0_next, args)
     target_phi, target_beta = of_phi(state.target_critics), of_beta(state.target_critics)
-    q_next = head_values(target_phi, next_obs, a_next, args).min(axis=0)
+    q_next = HEADS[args.target_heads](head_values(target_phi, next_obs, a_next, args), axis=0)
     q_target = head_values(target_beta, obs, batch.action, args).min(axis=0)
     y = flowrl.td_target(batch, q_next, gamma)
     v_next = flowrl.behaviour_value(state.behaviour_value.params, next_obs, args)

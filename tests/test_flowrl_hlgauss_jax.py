@@ -181,17 +181,17 @@ def updated():
     return state, after, metrics, batch, (mean, var)
 
 
-def min_q(params, heads, s, a):
-    return np.minimum(*(oracle.categorical_q(params, head, s, a, *RANGE) for head in heads))
+def min_q(params, heads, s, a, of_both=np.minimum):
+    return of_both(*(oracle.categorical_q(params, head, s, a, *RANGE) for head in heads))
 
 
-def expected_metrics(state, after, b):
-    """What the oracle has for each metric of an update with a policy step."""
+def expected_metrics(state, after, b, of_both=np.minimum):
+    """What the oracle has for each metric of an update with a policy step; of_both: heads in y."""
     theta, noise = float64(state.velocity_field.params), float64(NOISE)
     critics, new = float64(state.critics.params), float64(after.critics.params)
     targets, value = float64(state.target_critics), float64(state.behaviour_value.params)
     a_next = oracle.act(theta, b.next_obs, noise.x0_next, 1, "euler")
-    y = oracle.y(b, min_q(targets, (0, 1), b.next_obs, a_next), SMALL.gamma)
+    y = oracle.y(b, min_q(targets, (0, 1), b.next_obs, a_next, of_both), SMALL.gamma)
     y_b = oracle.y(b, oracle.value(value, b.next_obs), SMALL.gamma)
     h, h_b = (oracle.hl_gauss(target, *RANGE, 12) for target in (y, y_b))
     q_behaviour = min_q(critics, (2, 3), b.obs, b.action)  # before its step
@@ -226,6 +226,17 @@ def test_an_update_is_the_oracles(updated):
     # The order would show: with the critic of before its step the policy's loss is another.
     wrong = expected_metrics(state, state, batch)
     assert abs(wrong["policy_q"] - expected["policy_q"]) > 1e-3
+
+
+def test_targets_by_the_mean_of_heads_are_the_oracles(updated):
+    state, minimum, _, batch, _ = updated
+    args = dataclasses.replace(SMALL, target_heads="mean")
+    after, metrics = UPDATE(state, make_batch(), NOISE, args, jnp.int32(1))
+    expected = expected_metrics(state, after, batch, lambda p, q: (p + q) / 2)
+    for name, value in expected.items():
+        assert float(metrics[f"losses/{name}"]) == pytest.approx(value, rel=1e-4), name
+    wrong = expected_metrics(state, minimum, batch)
+    assert abs(wrong["critic"] - expected["critic"]) > 1e-3
 
 
 def test_statistics_and_targets_after_an_update(updated):

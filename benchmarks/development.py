@@ -23,15 +23,6 @@ SAMPLED = "eval/episodic_return_sampled"
 STEPS, OF = 200_000, "8x128"  # the protocol's budget, of variants with these sizes
 MINUTES = (10, 20)  # of an idle core, at which all are compared
 LAST = 5  # evaluations of which the protocol has the mean
-SAMPLED = "eval/episodic_return_sampled"
-STEPS = 200_000  # the protocol's budget
-EVERY = 10_000  # steps between evaluations
-LAST = 5  # evaluations of which the protocol has the mean
-PLAIN = {  # algorithm -> its variant without other flags
-    "flowrl_jax": "flowrl_cpu",
-    "flowrl_hlgauss_jax": "flowrl_hlgauss_cpu",
-    "sac_jax": "sac_cpu",
-}
 Curve = tuple[np.ndarray, np.ndarray]  # steps, sampled returns
 
 
@@ -101,6 +92,13 @@ def cell(seeds: dict[int, Curve], budget: int = STEPS) -> str:
     return f"{last:.0f}, {late:.0f} ({len(within)})"
 
 
+def mean_curve(curves_of: list[Curve]) -> Curve:
+    """Thousand steps, and the mean of returns there: where all have been, on the coarsest grid."""
+    grid = min((steps for steps, _ in curves_of), key=len)
+    grid = grid[grid <= min(steps[-1] for steps, _ in curves_of)]
+    return grid / 1000, np.mean([np.interp(grid, *one) for one in curves_of], axis=0)
+
+
 def table() -> str:
     """As Markdown: at equal steps what has the protocol's sizes, then all after equal time."""
     found, timed = curves(), speeds()
@@ -129,9 +127,7 @@ def plot() -> None:
             for steps, returns in seeds.values():
                 panel.plot(steps / 1000, returns, linewidth=1 if len(seeds) > 1 else 2, **look)
             if len(seeds) > 1:
-                shortest = min((steps for steps, _ in seeds.values()), key=len)
-                mean = np.mean([r[: len(shortest)] for _, r in seeds.values()], axis=0)
-                panel.plot(shortest / 1000, mean, linewidth=2.5, **look)
+                panel.plot(*mean_curve(list(seeds.values())), linewidth=2.5, **look)
             panel.plot([], [], label=variant, **look)
         panel.set(title=task, xlabel="thousand environment steps", ylim=(0, None))
     axes[0, 0].set_ylabel("return, sampled x0")

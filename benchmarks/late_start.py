@@ -1,6 +1,7 @@
 """What is learned while a humanoid's return is flat: its values against its returns, its spread.
 
     python benchmarks/late_start.py    # writes late_start.png from the CSVs of RUNS
+    python benchmarks/late_start.py metrics.csv ...    # a line for each of these instead
 
 The value of the policy that played is estimated by its return: with rewards spread evenly over an
 episode of T steps it is return / T / (1 - gamma), far from the episode's end. Q is min Q on batches
@@ -10,6 +11,7 @@ of the replay, which hold random and old states too: that it is right does not f
 import csv
 import sys
 from pathlib import Path
+from statistics import median
 
 HERE = Path(__file__).resolve().parent
 RUNS = {  # title -> metrics.csv
@@ -45,16 +47,22 @@ def summary(title: str, run: list[dict[str, float]]) -> str:
     part = flat(run)
     if not part:
         return f"{title}: never flat"
-    mean = {n: sum(row[n] for row in part) / len(part) for n in ("value", "losses/q")}
-    mean["beta"] = sum(row["losses/q_behaviour"] for row in part) / len(part)
+    worth, q, beta = (
+        [row[name] for row in part] for name in ("value", "losses/q", "losses/q_behaviour")
+    )
     return (
-        f"{title}: flat to step {part[-1]['step']:,.0f}; meanwhile, on average, the policy is worth"
-        f" {mean['value']:.2f}, Q_phi says {mean['losses/q']:.1f} and Q_beta {mean['beta']:.1f}"
+        f"{title}: flat to step {part[-1]['step']:,.0f}; meanwhile the policy is worth"
+        f" {median(worth):.2f}, Q_phi says {median(q):.1f} ({min(q):.1f} to {max(q):.1f})"
+        f" and Q_beta {median(beta):.1f} (medians)"
     )
 
 
-def main() -> None:
-    """Draws, and prints a line for each run."""
+def main(paths: list[str]) -> None:
+    """Prints a line for each run, and draws those of RUNS unless others were named."""
+    for path in paths:
+        print(summary(path, rows(Path(path))))
+    if paths:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,7 +72,7 @@ def main() -> None:
     figure, axes = plt.subplots(2, len(RUNS), **shape)
     for column, (title, path) in zip(axes.T, RUNS.items(), strict=True):
         run = rows(path)
-        print(summary(title, run), file=sys.stdout)
+        print(summary(title, run))
         steps = [row["step"] / 1000 for row in run]
         for label, name in (
             ("value of the policy, by its return", "value"),
@@ -83,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -59,6 +59,14 @@ def test_after_equal_time_what_is_faster_has_more_steps(kept, monkeypatch):
     ]  # and none has gone on for 100 minutes
 
 
+def test_the_mean_curve_is_of_equal_steps():
+    fine = np.array([10_000, 20_000, 30_000, 40_000]), np.array([1.0, 2.0, 3.0, 4.0])
+    coarse = np.array([20_000, 40_000, 60_000]), np.array([4.0, 8.0, 100.0])
+    steps, mean = development.mean_curve([fine, coarse])
+    np.testing.assert_allclose(steps, [20, 40])
+    np.testing.assert_allclose(mean, [3, 6])
+
+
 def test_the_page_has_what_is_kept():
     assert development.table() in (development.FOLDER / "README.md").read_text()
 
@@ -71,5 +79,5 @@ def test_a_flat_start_ends_with_the_first_return(tmp_path):
     assert [row["step"] for row in late_start.flat(run)] == [10_000, 20_000]
     said = late_start.summary("x", run)
     assert "flat to step 20,000" in said
-    assert "worth 0.50, Q_phi says 7.0 and Q_beta 3.0" in said
+    assert "worth 0.50, Q_phi says 7.0 (7.0 to 7.0) and Q_beta 3.0" in said
     assert late_start.summary("x", run[2:]) == "x: never flat"

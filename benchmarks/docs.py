@@ -20,8 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import envs
 import flowrl_jax as flowrl
-from benchmarks import development as protocol
-from benchmarks import learning
+from benchmarks import learning, protocol
 from harness import command_line, contract
 from tasks import h1
 
@@ -238,7 +237,7 @@ def precision() -> str:
 
 def development() -> str:
     """Returns of the protocol's runs so far: last evaluation, last five, and how many seeds."""
-    return protocol.table()
+    return protocol.table("development")
 
 
 def ages() -> str:

@@ -48,7 +48,7 @@ import optax
 from jax import Array
 
 import flowrl_jax as flowrl
-from benchmarks.development import SAMPLED
+from benchmarks.protocol import SAMPLED
 from harness import checkpoints, runs
 from harness.errors import RunError
 

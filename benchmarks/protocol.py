@@ -1,0 +1,241 @@
+"""The runs of PROTOCOL.md as they end: what is kept of them, their tables and their curves.
+
+    python benchmarks/protocol.py VARIANT RESULTS     # RESULTS: benchmark.sh's --out
+    python benchmarks/protocol.py                     # tables and pictures alone
+    python report.py benchmarks/development/*/*.csv   # curves with intervals, task by task
+
+Of each finished run of RESULTS it keeps metrics.csv and config.json, as SET/VARIANT/TASK__SEED.csv
+and .json, where SET is `development` for the tasks to choose by, and `reported` for those that are
+run once with what was chosen. It writes the table of SET/README.md, and SET/curves.png.
+"""
+
+import csv
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reporting import measures
+
+FOLDER = Path(__file__).resolve().parent
+SETS = {
+    "development": ("cheetah-run", "walker-run", "humanoid-stand", "hopper-hop"),
+    "reported": ("humanoid-walk", "humanoid-run", "dog-walk", "quadruped-run", "h1-stand")
+    + ("h1-walk", "finger-turn_hard", "fish-swim", "acrobot-swingup", "walker-walk"),
+}
+SAMPLED = "eval/episodic_return_sampled"
+STEPS = 200_000  # at which all are compared
+MINUTES = {"development": (10, 15, 20), "reported": (10, 30, 60)}  # and these, of an idle core
+LAST = 5  # evaluations of which the protocol has the mean
+AS_FAST = ("_mean",)  # what changes a variant's name, and not what an update costs
+PUBLISHED = ("FlowRL A", "FlowRL B", "SAC")  # of reference.csv, after a million steps
+Curve = tuple[np.ndarray, np.ndarray]  # steps, sampled returns
+Curves = dict[str, dict[str, dict[int, Curve]]]  # variant -> task -> seed -> its curve
+
+
+def set_of(task: str) -> str:
+    """Which of SETS has the task. Raises ValueError for one that the protocol does not name."""
+    for name, tasks in SETS.items():
+        if task in tasks:
+            return name
+    raise ValueError(f"{task} is no task of PROTOCOL.md")
+
+
+def collect(variant: str, results: Path) -> list[str]:
+    """Copies what is kept of the finished runs; returns their names, TASK__SEED."""
+    names = []
+    for path in sorted(results.glob("runs/*/config.json")):
+        config = json.loads(path.read_text())
+        if config["status"] != "finished":
+            continue
+        task = config["args"]["env_id"]
+        folder = FOLDER / set_of(task) / variant
+        folder.mkdir(parents=True, exist_ok=True)
+        names.append(f"{task}__{config['args']['seed']}")
+        shutil.copyfile(path, folder / f"{names[-1]}.json")
+        shutil.copyfile(path.parent / "metrics.csv", folder / f"{names[-1]}.csv")
+    return names
+
+
+def curve(path: Path) -> Curve:
+    """The evaluations in a run's CSV."""
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get(SAMPLED)]
+    return np.array([int(row["step"]) for row in rows]), np.array(
+        [float(row[SAMPLED]) for row in rows]
+    )
+
+
+def curves(name: str) -> Curves:
+    """Of all runs kept in a set, variants in the order of their names."""
+    found: Curves = {}
+    for path in sorted((FOLDER / name).glob("*/*__*.csv")):
+        task, seed = path.stem.split("__")
+        of_task = found.setdefault(path.parent.name, {}).setdefault(task, {})
+        of_task[int(seed)] = curve(path)
+    return found
+
+
+class Speeds:
+    """Environment steps a minute on an idle core, by throughput_algorithms.csv.
+
+    All were measured there in turns on one idle core: the runs themselves share a machine with
+    other work.
+    """
+
+    def __init__(self, path: Path):
+        self.measured: dict[str, dict[str, float]] = {}  # variant -> task -> steps a minute
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                algorithm = row["algorithm"].removesuffix("_jax")
+                variant = f"{algorithm}_{row['num_envs']}x{row['batch_size']}"
+                by_task = self.measured.setdefault(variant, {})
+                by_task[row["env_id"]] = 60 * float(row["steps/s"])
+
+    def of(self, variant: str, task: str) -> float | None:
+        """The task's, else the mean of those measured; None for a variant that was not."""
+        for suffix in AS_FAST:
+            variant = variant.removesuffix(suffix)
+        by_task = self.measured.get(variant)
+        return by_task and by_task.get(task, float(np.mean(list(by_task.values()))))
+
+
+def within(seeds: dict[int, Curve], budget: float) -> list[np.ndarray]:
+    """Each seed's returns up to the budget, of the runs that have gone so far.
+
+    Runs that ended an evaluation or more before it are left out; what others did after it does
+    not count.
+    """
+    return [
+        returns[steps <= budget]
+        for steps, returns in seeds.values()
+        if steps[0] <= budget < steps[-1] + steps[0]  # steps[0]: the time between two evaluations
+    ]
+
+
+def with_interval(measure: str, strata: list[np.ndarray], digits: int) -> str:
+    """A measure and its 95 % interval, if each task has two seeds or more."""
+    value, low, high = measures.estimate(measure, strata)
+    interval = f" [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else ""
+    return f"{value:.{digits}f}{interval}"
+
+
+def cell(runs: list[np.ndarray]) -> str:
+    """Last evaluation, mean over seeds and its interval; that of the last five; how many seeds."""
+    if not runs:
+        return ""
+    last = with_interval("mean", [np.array([returns[-1] for returns in runs])], 0)
+    late = np.mean([returns[-LAST:].mean() for returns in runs])
+    return f"{last}, {late:.0f} ({len(runs)})"
+
+
+def iqm(by_task: list[list[np.ndarray]]) -> str:
+    """Of returns / 1,000 at the last evaluation over all tasks; nothing where a task has no run."""
+    if not all(by_task):
+        return ""
+    strata = [np.array([returns[-1] for returns in runs]) / 1_000 for runs in by_task]
+    return with_interval("iqm", strata, 3)
+
+
+def published(task: str) -> str:
+    """What PUBLISHED returned after a million steps, as reference.csv has it."""
+    with (Path(__file__).resolve().parent / "reference.csv").open() as file:
+        found = {row["method"]: row["value"] for row in csv.DictReader(file) if row["task"] == task}
+    return ", ".join(f"{name} {found[name]}" for name in PUBLISHED if name in found)
+
+
+def rows(name: str) -> list[list[str]]:
+    """A set's table: a row a task at equal steps, then after equal time, and over all tasks."""
+    found, speeds = curves(name), Speeds(FOLDER / "throughput_algorithms.csv")
+    tasks, lines = SETS[name], []
+    for minutes in (None, *MINUTES[name]):
+        table: dict[str, dict[str, list[np.ndarray]]] = {}  # variant -> task -> returns of seeds
+        for variant in found:
+            for task in tasks:
+                speed = minutes and speeds.of(variant, task)
+                budget = STEPS if minutes is None else minutes * (speed or 0)
+                seeds = found[variant].get(task, {})
+                table.setdefault(variant, {})[task] = within(seeds, budget)
+        after = f"{STEPS:,} steps" if minutes is None else f"{minutes} minutes"
+        for task in tasks:
+            cells = [cell(table[variant][task]) for variant in found]
+            if any(cells):
+                lines.append([after, task, *cells, published(task)])
+        over_all = [iqm([table[variant][task] for task in tasks]) for variant in found]
+        if any(over_all):
+            lines.append([after, "**IQM / 1,000**", *over_all, ""])
+    return lines
+
+
+def table(name: str) -> str:
+    """As Markdown."""
+    header = ["after", "task", *curves(name), "published"]
+    lines = [header, *rows(name)]
+    if not any(line[-1] for line in lines[1:]):  # none of these tasks has been
+        lines = [line[:-1] for line in lines]
+    shown = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([shown[0], "|---" * len(lines[0]) + "|", *shown[1:]])
+
+
+def mean_curve(curves_of: list[Curve]) -> Curve:
+    """Thousand steps, and the mean of returns there: where all have been, on the coarsest grid."""
+    grid = min((steps for steps, _ in curves_of), key=len)
+    grid = grid[grid <= min(steps[-1] for steps, _ in curves_of)]
+    return grid / 1000, np.mean([np.interp(grid, *one) for one in curves_of], axis=0)
+
+
+def plot(name: str) -> None:
+    """A panel a task: each seed thin, a variant's mean thick where it has several."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = curves(name)
+    tasks = [task for task in SETS[name] if any(task in of for of in found.values())]
+    columns = min(5, len(tasks))
+    lines = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3 * lines), squeeze=False)
+    for panel in axes.flat[len(tasks) :]:
+        panel.axis("off")
+    for panel, task in zip(axes.flat, tasks, strict=False):
+        for number, (variant, of_tasks) in enumerate(found.items()):
+            seeds, look = of_tasks.get(task, {}), {"color": f"C{number}"}
+            for steps, returns in seeds.values():
+                panel.plot(steps / 1000, returns, linewidth=1 if len(seeds) > 1 else 2, **look)
+            if len(seeds) > 1:
+                panel.plot(*mean_curve(list(seeds.values())), linewidth=2.5, **look)
+            panel.plot([], [], label=variant, **look)
+        panel.set(title=task, xlabel="thousand environment steps", ylim=(0, None))
+    axes[0, 0].set_ylabel("return, sampled x0")
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(FOLDER / name / "curves.png", dpi=100)
+    plt.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    """Collects, and writes tables and pictures anew."""
+    if arguments:
+        variant, results = arguments
+        print("kept:", ", ".join(collect(variant, Path(results))) or "nothing has finished")
+    for name in SETS:
+        if not curves(name):
+            continue
+        page = FOLDER / name / "README.md"
+        marked = rf"(<!-- {name} -->\n+).+?(?=\n\n)"
+        text = page.read_text()
+        assert re.search(marked, text, flags=re.S), f"{page}: no <!-- {name} -->"
+        text = re.sub(marked, rf"\g<1>{table(name)}", text, flags=re.S)
+        page.write_text(text)
+        plot(name)
+        print(table(name))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

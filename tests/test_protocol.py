@@ -1,0 +1,123 @@
+"""The protocol's runs: what is kept of them, their table, and what is read off a flat start."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import late_start, protocol
+
+HEADER = "step,eval/episodic_return_sampled,losses/q,losses/q_behaviour\n"
+
+
+def write_run(results, task, seed, returns, status="finished"):
+    folder = results / "runs" / f"{task}__flowrl_jax__{seed}__20260101-000000"
+    folder.mkdir(parents=True)
+    config = {"status": status, "args": {"env_id": task, "seed": seed}}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [
+        f"{10_000 * k},{value},7.0,3.0\n{10_000 * k + 2_000},,7.0,3.0\n"  # not all evaluate
+        for k, value in enumerate(returns, 1)
+    ]
+    (folder / "metrics.csv").write_text(HEADER + "".join(rows))
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "FOLDER", tmp_path)
+    speeds = ["env_id,algorithm,num_envs,batch_size,steps/s"]
+    speeds += ["walker-run,sac_jax,8,128,170", "y,sac_jax,8,128,140", "x,flowrl_jax,64,512,50"]
+    (tmp_path / "throughput_algorithms.csv").write_text("\n".join(speeds) + "\n")
+    return tmp_path
+
+
+def test_finished_runs_are_kept_and_their_means_told(kept, monkeypatch):
+    monkeypatch.setattr(protocol, "STEPS", 60_000)
+    write_run(kept / "r", "walker-run", 1, [0, 100, 100, 100, 100, 200])
+    write_run(kept / "r", "walker-run", 2, [0, 300, 300, 300, 300, 400, 1000])
+    write_run(kept / "r", "walker-run", 3, [1000] * 5)  # ended before
+    write_run(kept / "r", "hopper-hop", 1, [5], status="stopped")
+    names = ["walker-run__1", "walker-run__2", "walker-run__3"]
+    assert protocol.collect("flowrl_8x128", kept / "r") == names
+    (row,) = protocol.table("development").splitlines()[2:]
+    assert row == "| 60,000 steps | walker-run | 300 [200, 400], 220 (2) |"
+    protocol.plot("development")
+    assert (kept / "development" / "curves.png").stat().st_size > 1_000
+
+
+def test_after_equal_time_what_is_faster_has_more_steps(kept, monkeypatch):
+    monkeypatch.setattr(protocol, "STEPS", 40_000)
+    monkeypatch.setattr(protocol, "MINUTES", {"development": (6, 7, 100)})
+    write_run(kept / "r", "walker-run", 1, [1, 2, 3, 4, 5, 6, 7])
+    variants = ("flowrl_64x512", "flowrl_64x512_mean", "not_timed_9x9", "sac_8x128")
+    for variant in variants:
+        protocol.collect(variant, kept / "r")
+    assert protocol.rows("development") == [
+        ["40,000 steps", "walker-run", "4, 2 (1)", "4, 2 (1)", "4, 2 (1)", "4, 2 (1)", ""],
+        ["6 minutes", "walker-run", "1, 1 (1)", "1, 1 (1)", "", "6, 4 (1)", ""],  # 18,000; 61,200
+        ["7 minutes", "walker-run", "2, 2 (1)", "2, 2 (1)", "", "7, 5 (1)", ""],  # 21,000; 71,400
+    ]  # and none has gone on for 100 minutes
+
+
+def test_a_task_not_timed_takes_the_mean_of_those_that_were(kept):
+    speeds = protocol.Speeds(kept / "throughput_algorithms.csv")
+    assert speeds.of("sac_8x128", "walker-run") == 60 * 170
+    assert speeds.of("sac_8x128", "dog-walk") == 60 * 155
+    assert speeds.of("sac_1x256", "dog-walk") is None
+
+
+def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypatch):
+    monkeypatch.setattr(protocol, "STEPS", 10_000)
+    for number, task in enumerate(protocol.SETS["reported"]):
+        for seed in (1, 2):
+            write_run(kept / "all", task, seed, [100 * number])
+            if number:
+                write_run(kept / "some", task, seed, [500])
+    protocol.collect("all_8x128", kept / "all")
+    protocol.collect("some_8x128", kept / "some")
+    *tasks, over_all = protocol.rows("reported")
+    assert len(tasks) == len(protocol.SETS["reported"])
+    # twice 0, 100, ... 900 without the lowest five and the highest five: 200, 300 ... 700
+    expected = np.mean([0.2] + [0.3, 0.4, 0.5, 0.6] * 2 + [0.7])
+    assert over_all == [
+        "10,000 steps",
+        "**IQM / 1,000**",
+        f"{expected:.3f} [{expected:.3f}, {expected:.3f}]",  # both seeds alike
+        "",
+        "",
+    ]
+    assert tasks[0][-1] == "FlowRL A 573, FlowRL B 869, SAC 274"  # as the reference table has it
+    protocol.plot("reported")
+
+
+def test_runs_of_other_tasks_are_turned_away(kept):
+    write_run(kept / "r", "cartpole-swingup", 1, [1])
+    with pytest.raises(ValueError, match="cartpole-swingup is no task of PROTOCOL"):
+        protocol.collect("flowrl_8x128", kept / "r")
+
+
+def test_the_mean_curve_is_of_equal_steps():
+    fine = np.array([10_000, 20_000, 30_000, 40_000]), np.array([1.0, 2.0, 3.0, 4.0])
+    coarse = np.array([20_000, 40_000, 60_000]), np.array([4.0, 8.0, 100.0])
+    steps, mean = protocol.mean_curve([fine, coarse])
+    np.testing.assert_allclose(steps, [20, 40])
+    np.testing.assert_allclose(mean, [3, 6])
+
+
+def test_the_pages_have_what_is_kept():
+    for name in protocol.SETS:
+        if protocol.curves(name):
+            page = (protocol.FOLDER / name / "README.md").read_text()
+            assert protocol.table(name) in page
+
+
+def test_a_flat_start_ends_with_the_first_return(tmp_path):
+    write_run(tmp_path, "humanoid-stand", 1, [4, 6, 50, 5])
+    (path,) = tmp_path.glob("runs/*/metrics.csv")
+    run = late_start.rows(path)
+    np.testing.assert_allclose([row["value"] for row in run], [0.4, 0.6, 5.0, 0.5])
+    assert [row["step"] for row in late_start.flat(run)] == [10_000, 20_000]
+    said = late_start.summary("x", run)
+    assert "flat to step 20,000" in said
+    assert "worth 0.50, Q_phi says 7.0 (7.0 to 7.0) and Q_beta 3.0" in said
+    assert late_start.summary("x", run[2:]) == "x: never flat"

@@ -172,11 +172,28 @@ def rows(name: str) -> list[list[str]]:
     return lines
 
 
+def variants_down(lines: list[list[str]]) -> list[list[str]]:
+    """The same cells with a row a variant, a column a task; what is published in one last row."""
+    tasks = list(dict.fromkeys(line[1] for line in lines[1:]))
+    shown, known = [["after", "variant", *tasks]], {}
+    for after in dict.fromkeys(line[0] for line in lines[1:]):
+        of_task = {line[1]: line for line in lines[1:] if line[0] == after}
+        known |= {task: line[-1] for task, line in of_task.items()}
+        for number, variant in enumerate(lines[0][2:-1], 2):
+            cells = [of_task[task][number] if task in of_task else "" for task in tasks]
+            shown += [[after, variant, *cells]] if any(cells) else []
+    return [*shown, ["", lines[0][-1], *(known[task] for task in tasks)]]
+
+
 def table(name: str) -> str:
-    """As Markdown."""
-    header = ["after", "task", *curves(name), "published"]
-    lines = [header, *rows(name)]
-    if not any(line[-1] for line in lines[1:]):  # none of these tasks has been
+    """As Markdown; of tasks and variants those that are more go down the page."""
+    variants = list(curves(name))
+    lines = [["after", "task", *variants, "published"], *rows(name)]
+    published = any(line[-1] for line in lines[1:])
+    if len(variants) > len(SETS[name]):
+        lines = variants_down(lines)
+        lines = lines if published else lines[:-1]
+    elif not published:  # none of these tasks has been
         lines = [line[:-1] for line in lines]
     shown = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([shown[0], "|---" * len(lines[0]) + "|", *shown[1:]])

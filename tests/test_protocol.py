@@ -90,6 +90,26 @@ def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypat
     protocol.plot("reported")
 
 
+def test_of_more_variants_than_tasks_each_has_a_row(kept, monkeypatch):
+    monkeypatch.setattr(protocol, "STEPS", 20_000)
+    monkeypatch.setattr(protocol, "MINUTES", {"development": (6,)})
+    write_run(kept / "a", "humanoid-stand", 1, [1, 2, 3, 4, 5, 6, 7])
+    write_run(kept / "b", "walker-run", 1, [9, 8])
+    for letter in "vwxyz":
+        protocol.collect(letter, kept / "a")
+    protocol.collect("sac_8x128", kept / "a")
+    protocol.collect("z", kept / "b")
+    assert protocol.table("development").splitlines() == [
+        "| after | variant | walker-run | humanoid-stand |",
+        "|---|---|---|---|",
+        "| 20,000 steps | sac_8x128 |  | 2, 2 (1) |",
+        *(f"| 20,000 steps | {letter} |  | 2, 2 (1) |" for letter in "vwxy"),
+        "| 20,000 steps | z | 8, 8 (1) | 2, 2 (1) |",
+        "| 6 minutes | sac_8x128 |  | 5, 3 (1) |",  # 155 a second
+        "|  | published |  | FlowRL A 478, FlowRL B 931, SAC 353 |",
+    ]
+
+
 def test_runs_of_other_tasks_are_turned_away(kept):
     write_run(kept / "r", "cartpole-swingup", 1, [1])
     with pytest.raises(ValueError, match="cartpole-swingup is no task of PROTOCOL"):

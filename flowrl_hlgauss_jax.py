@@ -1,4 +1,4 @@
-"""FlowRL with categorical critics and normalised observations, on one page.
+"""FlowRL with categorical critics and normalised observations: on a CPU, try this one first.
 
 Policy, behaviour-optimal critic and W2 term are those of flowrl_jax.py (arXiv 2506.12811), which is
 imported: read it first. Two things are added, each from a paper of its own:
@@ -56,7 +56,10 @@ class Args(flowrl.Args):
     target_heads: Literal["min", "mean"] = "min"  # of Q_phi's two, in y; mean: higher, see docs
 
 
-PRESETS = flowrl.PRESETS
+CPU = dict(num_envs=64, batch_size=512, learning_rate=1e-3, target_heads="mean")  # see docs
+CPU |= dict(total_timesteps=1_000_000, log_interval=8_000, eval_interval=40_000)
+CPU |= dict(checkpoint_interval=200_000)
+PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
 HEADS = {"min": jnp.min, "mean": jnp.mean}

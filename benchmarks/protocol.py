@@ -5,8 +5,9 @@
     python report.py benchmarks/development/*/*.csv   # curves with intervals, task by task
 
 Of each finished run of RESULTS it keeps metrics.csv and config.json, as SET/VARIANT/TASK__SEED.csv
-and .json, where SET is `development` for the tasks to choose by, and `reported` for those that are
-run once with what was chosen. It writes the table of SET/README.md, and SET/curves.png.
+and .json, where SET is `development` for the tasks to choose by, `reported` for those that are run
+once with what was chosen, and `ablations` where VARIANT is a change of one flag, `w2_coef=0` say.
+It writes the table of SET/README.md, and SET/curves.png.
 """
 
 import csv
@@ -27,10 +28,13 @@ SETS = {
     "development": ("cheetah-run", "walker-run", "humanoid-stand", "hopper-hop"),
     "reported": ("humanoid-walk", "humanoid-run", "dog-walk", "quadruped-run", "h1-stand")
     + ("h1-walk", "finger-turn_hard", "fish-swim", "acrobot-swingup", "walker-walk"),
+    "ablations": ("cheetah-run", "walker-run"),
 }
+CHANGED = "flowrl_64x512_lr1e-3"  # what an ablation changes one flag of
 SAMPLED = "eval/episodic_return_sampled"
 STEPS = 200_000  # at which all are compared
-MINUTES = {"development": (10, 15, 20), "reported": (10, 30, 60)}  # and these, of an idle core
+# and after these minutes of an idle core:
+MINUTES = {"development": (10, 15, 20), "reported": (10, 30, 60), "ablations": ()}
 LAST = 5  # evaluations of which the protocol has the mean
 AS_FAST = ("_lr1e-3", "_mean")  # what changes a variant's name, and not what an update costs
 PUBLISHED = ("FlowRL A", "FlowRL B", "SAC")  # of reference.csv, after a million steps
@@ -38,12 +42,13 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, sampled returns
 Curves = dict[str, dict[str, dict[int, Curve]]]  # variant -> task -> seed -> its curve
 
 
-def set_of(task: str) -> str:
-    """Which of SETS has the task. Raises ValueError for one that the protocol does not name."""
-    for name, tasks in SETS.items():
-        if task in tasks:
+def set_of(variant: str, task: str) -> str:
+    """Which of SETS a run belongs to. Raises ValueError for a task that the set does not have."""
+    chosen = ("ablations",) if "=" in variant else ("development", "reported")
+    for name in chosen:
+        if task in SETS[name]:
             return name
-    raise ValueError(f"{task} is no task of PROTOCOL.md")
+    raise ValueError(f"{task} is no task of PROTOCOL.md for {variant}")
 
 
 def collect(variant: str, results: Path) -> list[str]:
@@ -54,7 +59,7 @@ def collect(variant: str, results: Path) -> list[str]:
         if config["status"] != "finished":
             continue
         task = config["args"]["env_id"]
-        folder = FOLDER / set_of(task) / variant
+        folder = FOLDER / set_of(variant, task) / variant
         folder.mkdir(parents=True, exist_ok=True)
         names.append(f"{task}__{config['args']['seed']}")
         shutil.copyfile(path, folder / f"{names[-1]}.json")
@@ -72,12 +77,14 @@ def curve(path: Path) -> Curve:
 
 
 def curves(name: str) -> Curves:
-    """Of all runs kept in a set, variants in the order of their names."""
+    """Of all runs kept in a set, variants in the order of their names; of ablations CHANGED too."""
     found: Curves = {}
     for path in sorted((FOLDER / name).glob("*/*__*.csv")):
         task, seed = path.stem.split("__")
         of_task = found.setdefault(path.parent.name, {}).setdefault(task, {})
         of_task[int(seed)] = curve(path)
+    if name == "ablations" and found:
+        return {CHANGED: curves("development").get(CHANGED, {})} | found
     return found
 
 

@@ -114,6 +114,28 @@ def test_runs_of_other_tasks_are_turned_away(kept):
     write_run(kept / "r", "cartpole-swingup", 1, [1])
     with pytest.raises(ValueError, match="cartpole-swingup is no task of PROTOCOL"):
         protocol.collect("flowrl_8x128", kept / "r")
+    write_run(kept / "s", "humanoid-stand", 1, [1])
+    with pytest.raises(ValueError, match=r"humanoid-stand is no task .* for w2_coef=0"):
+        protocol.collect("w2_coef=0", kept / "s")
+
+
+def test_ablations_stand_beside_what_they_change(kept, monkeypatch):
+    monkeypatch.setattr(protocol, "STEPS", 20_000)
+    write_run(kept / "r", "walker-run", 1, [1, 2, 3])
+    write_run(kept / "r", "walker-run", 2, [1, 6, 3])
+    write_run(kept / "r", "humanoid-stand", 1, [7, 7, 7])  # of which there are no ablations
+    protocol.collect(protocol.CHANGED, kept / "r")
+    assert not protocol.curves("ablations")
+    write_run(kept / "s", "walker-run", 1, [5, 6])
+    for change in ("w2_coef=0", "w2_coef=1"):
+        protocol.collect(change, kept / "s")
+    assert protocol.table("ablations").splitlines() == [
+        "| after | variant | walker-run |",
+        "|---|---|---|",
+        f"| 20,000 steps | {protocol.CHANGED} | 4 [2, 6], 2 (2) |",
+        "| 20,000 steps | w2_coef=0 | 6, 6 (1) |",
+        "| 20,000 steps | w2_coef=1 | 6, 6 (1) |",
+    ]
 
 
 def test_the_mean_curve_is_of_equal_steps():

@@ -45,7 +45,7 @@ paper15="walker-run walker-stand quadruped-walk humanoid-run humanoid-walk dog-r
 smoke="cartpole-balance walker-walk"
 # Long enough to learn a little on a pole; an evaluation every 2,000 steps, so that curves exist.
 smoke_flags=(--total-timesteps 8000 --eval-interval 2000 --eval-episodes 4 --hidden-size 64)
-smoke_flags+=(--learning-starts 2000 --buffer-size 10000)
+smoke_flags+=(--log-interval 2000 --learning-starts 2000 --buffer-size 10000)
 
 # What envs.py has: one line of tasks.
 known_tasks() {

@@ -13,6 +13,7 @@ imported: read it first. Two things are added, each from a paper of its own:
     of a value y h_k(y) ~ Phi((e_{k+1} - y) / sigma) - Phi((e_k - y) / sigma),  e: edges       (9)
     an update    batch seen by (7);  y, y_b as in (2), (3), by (8), from s' n steps later:
                  r = sum_{k<n} gamma^k r_k,  gamma^n in place of gamma                        (10)
+                 y by the min or the mean of Qbar_phi's two heads: --target-heads
                  phi  <- phi  - grad mean -sum_k h_k(y)   log p_k(s, a)                        (2)
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)

@@ -263,9 +263,12 @@ def policies() -> str:
         args = config["args"]
         steps = f"{args['total_timesteps']:,}"
         sizes = f"{args['num_envs']}, {args['batch_size']}"
+        sizes += f", {args['learning_rate']}, {args.get('target_heads', 'min')}"
         lines.append((f"`policies/{folder.name}`", config["algorithm"], sizes))
         lines[-1] += (str(args["seed"]), steps, *cells)
-    header = "folder | algorithm | environments, batch | seed | steps | sampled x0 | x0 = 0"
+    header = (
+        "folder | algorithm | environments, batch, step, heads | seed | steps | sampled x0 | x0 = 0"
+    )
     return markdown(header, lines)
 
 

@@ -1,12 +1,14 @@
 """The protocol's runs: what is kept of them, their table, and what is read off a flat start."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import late_start, protocol
 
+ROOT = Path(__file__).resolve().parents[1]
 HEADER = "step,eval/episodic_return_sampled,losses/q,losses/q_behaviour\n"
 
 
@@ -151,6 +153,23 @@ def test_the_pages_have_what_is_kept():
         if protocol.curves(name):
             page = (protocol.FOLDER / name / "README.md").read_text()
             assert protocol.table(name) in page
+
+
+@pytest.mark.parametrize("name", protocol.SETS)
+def test_the_first_run_of_a_set_finds_its_page(name, kept, monkeypatch):
+    page = (ROOT / "benchmarks" / name / "README.md").read_text()
+    for one in protocol.SETS:
+        (kept / one).mkdir()
+    (kept / name / "README.md").write_text(page)
+    monkeypatch.setattr(protocol, "STEPS", 10_000)
+    task = protocol.SETS[name][0]
+    write_run(kept / "r", task, 1, [123])
+    protocol.main(["w2_coef=0" if name == "ablations" else "flowrl_8x128", str(kept / "r")])
+    again = (kept / name / "README.md").read_text()
+    assert "123, 123 (1)" in again
+    assert "No run has finished" not in again
+    assert again[: again.index("<!--")] == page[: page.index("<!--")]
+    assert (kept / name / "curves.png").exists()
 
 
 def test_a_flat_start_ends_with_the_first_return(tmp_path):

@@ -14,13 +14,11 @@ from pathlib import Path
 from statistics import median
 
 HERE = Path(__file__).resolve().parent
+DEVELOPMENT = HERE / "development"
 RUNS = {  # title -> metrics.csv
     "flowrl_jax": HERE / "learning" / "humanoid-stand__1.csv",
-    "flowrl_jax, again": HERE / "development" / "flowrl_8x128" / "humanoid-stand__1.csv",
-    "flowrl_hlgauss_jax, 8 x 128": HERE
-    / "development"
-    / "flowrl_hlgauss_8x128"
-    / "humanoid-stand__1.csv",
+    "flowrl_jax, again": DEVELOPMENT / "flowrl_8x128" / "humanoid-stand__1.csv",
+    "flowrl_hlgauss_jax, 8 x 128": DEVELOPMENT / "flowrl_hlgauss_8x128" / "humanoid-stand__1.csv",
 }
 SAMPLED = "eval/episodic_return_sampled"
 LENGTH, GAMMA = 1_000, 0.99  # steps of an episode; of both runs

@@ -34,7 +34,7 @@ CHANGED = "flowrl_64x512_lr1e-3"  # what an ablation changes one flag of
 SAMPLED = "eval/episodic_return_sampled"
 STEPS = 200_000  # at which all are compared
 # and after these minutes of an idle core:
-MINUTES = {"development": (6, 10, 15, 20), "reported": (10, 15, 30, 60), "ablations": ()}
+MINUTES = {"development": (6, 10, 15, 20, 45), "reported": (10, 15, 30, 60), "ablations": ()}
 LAST = 5  # evaluations of which the protocol has the mean
 AS_FAST = ("_lr1e-3", "_mean")  # what changes a variant's name, and not what an update costs
 PUBLISHED = ("FlowRL A", "FlowRL B", "SAC")  # of reference.csv, after a million steps

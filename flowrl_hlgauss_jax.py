@@ -54,6 +54,8 @@ class Args(flowrl.Args):
     v_min: float = -5.0  # lowest edge; below the lowest return by a few bins, as a bell has tails
     v_max: float = 105.0  # highest edge; rewards in [0, 1] give 1 / (1 - gamma) at most
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
+    learning_rate_decay: float = 1.0  # share of learning_rate that is left after decay_updates
+    decay_updates: int = 50_000  # updates over which Adam's step falls to that, linearly
     target_heads: Literal["min", "mean"] = "min"  # of Q_phi's two, in y; mean: higher, see docs
 
 
@@ -63,6 +65,7 @@ CPU |= dict(checkpoint_interval=200_000)
 PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
+BOUNDS |= {"learning_rate_decay": (0, 1), "decay_updates": (2, MAX_INT)}
 HEADS = {"min": jnp.min, "mean": jnp.mean}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)
@@ -93,6 +96,17 @@ class LearnerState:
     target_critics: Params  # Qbar_phi and Qbar_beta
 
 
+falling = functools.cache(optax.linear_schedule)  # one for all states, as flowrl_jax.adam
+
+
+def step_size(args: Args, every: int = 1) -> optax.ScalarOrSchedule:
+    """Adam's, by the steps of a network that makes one on every `every`-th update."""
+    if args.learning_rate_decay == 1.0:
+        return args.learning_rate
+    end = args.learning_rate * args.learning_rate_decay
+    return falling(args.learning_rate, end, args.decay_updates // every)
+
+
 def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
     """Q_beta starts as a copy of Q_phi, and the targets as copies of both.
 
@@ -101,7 +115,8 @@ def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> Lea
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     obs, action, t = jnp.zeros((1, obs_size)), jnp.zeros((1, action_size)), jnp.zeros((1, 1))
     sizes = {"hidden_size": args.hidden_size, "dtype": args.compute_dtype}
-    network = functools.partial(flowrl.new_network, args=args)
+    network = functools.partial(flowrl.new_network, args=args, step=step_size(args))
+    policy = functools.partial(network, step=step_size(args, every=2))
 
     def critics() -> Params:  # drawn anew for each: a buffer can be donated once
         drawn = Critics(**sizes, num_bins=args.num_bins).init(critic_key, obs, action)
@@ -112,7 +127,7 @@ def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> Lea
 
     theta = flowrl.VelocityField(action_size, **sizes).init(policy_key, obs, action, t)
     return LearnerState(
-        velocity_field=network(dict(theta) | {"obs": init_statistics(obs_size)}),
+        velocity_field=policy(dict(theta) | {"obs": init_statistics(obs_size)}),
         critics=network(critics()),
         behaviour_value=network(flowrl.ValueNetwork(**sizes).init(value_key, obs)),
         target_critics=critics(),

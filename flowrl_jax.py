@@ -184,14 +184,14 @@ class TrainState:
 
 
 @functools.cache
-def adam(learning_rate: float) -> optax.GradientTransformation:
+def adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """One for all states: JAX compiles a program anew for a state with another optimiser."""
     return optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
 
 
-def new_network(params: Params, args: Any) -> Network:
-    """Parameters with Adam's state, at step 0."""
-    fresh = Network.create(apply_fn=None, params=params, tx=adam(args.learning_rate))
+def new_network(params: Params, args: Any, step: optax.ScalarOrSchedule | None = None) -> Network:
+    """Parameters with Adam's state, at step 0. step: Adam's step size, else args.learning_rate."""
+    fresh = Network.create(apply_fn=None, params=params, tx=adam(step or args.learning_rate))
     return fresh.replace(step=jnp.zeros((), jnp.int32))
 
 

@@ -264,6 +264,39 @@ def test_without_a_policy_step_only_statistics_of_the_policy_move(updated):
     assert all(jax.tree.leaves(moved.params))
 
 
+def test_the_step_falls_in_decay_updates_and_stays(updated):
+    """Each parameter moves by Adam's direction times the step of that update, the policy's too."""
+    *_, batch, _ = updated
+    single = jax.tree.map(jnp.float32, batch)
+    falls = dict(learning_rate=1e-2, learning_rate_decay=0.2, decay_updates=4)
+    args = dataclasses.replace(SMALL, **falls)
+    state, run = make_learner(args), jax.jit(hl.update, static_argnums=3)
+    names = {  # updates so far -> step; the policy's of updates 0, 2, 4, 6
+        "critics": [1e-2, 0.8e-2, 0.6e-2, 0.4e-2, 0.2e-2, 0.2e-2, 0.2e-2],
+        "velocity_field": [1e-2, None, 0.6e-2, None, 0.2e-2, None, 0.2e-2],
+    }
+    for k in range(7):
+        before, (state, _) = state, run(state, single, NOISE, args)
+        for name, steps in names.items():
+            old, new = getattr(before, name), getattr(state, name)
+            moments = new.opt_state[0]
+            count, scale = int(moments.count), 0.0 if steps[k] is None else steps[k]
+            leaves = (old.params["params"], new.params["params"])
+            for p, q, m, v in zip(
+                *map(jax.tree.leaves, (*leaves, moments.mu["params"], moments.nu["params"])),
+                strict=True,
+            ):
+                m, v = np.float64(m) / (1 - 0.9**count), np.float64(v) / (1 - 0.999**count)
+                moved = np.float64(q) - np.float64(p)
+                np.testing.assert_allclose(moved, -scale * m / (np.sqrt(v) + 1e-8), atol=2e-6)
+
+
+def test_a_constant_step_keeps_the_optimiser_of_checkpoints_of_before():
+    (_, scale) = make_learner().critics.opt_state
+    assert not jax.tree.leaves(scale)
+    assert hl.step_size(SMALL) == SMALL.learning_rate
+
+
 def test_the_critics_gradient_is_that_of_the_oracle(updated):
     state, _, _, batch, _ = updated
     y, y_b = np.random.default_rng(3).uniform(-1, 3, (2, B)).astype(np.float32)

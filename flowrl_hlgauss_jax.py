@@ -13,7 +13,7 @@ imported: read it first. Two things are added, each from a paper of its own:
     of a value y h_k(y) ~ Phi((e_{k+1} - y) / sigma) - Phi((e_k - y) / sigma),  e: edges       (9)
     an update    batch seen by (7);  y, y_b as in (2), (3), by (8), from s' n steps later:
                  r = sum_{k<n} gamma^k r_k,  gamma^n in place of gamma                        (10)
-                 y by the min or the mean of Qbar_phi's two heads: --target-heads
+                 y by min or mean of Qbar_phi's two heads: --target-heads
                  phi  <- phi  - grad mean -sum_k h_k(y)   log p_k(s, a)                        (2)
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)
@@ -46,6 +46,9 @@ from harness.policy import Policy
 from vector_env import VectorEnv
 
 
+Heads = Literal["min", "mean", "mean_to_min"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Args(flowrl.Args):
     """FlowRL's flags, which mean the same, and those of the bins."""
@@ -56,7 +59,7 @@ class Args(flowrl.Args):
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
     learning_rate_decay: float = 1.0  # share of learning_rate that is left after decay_updates
     decay_updates: int = 50_000  # updates over which Adam's step falls to that, linearly
-    target_heads: Literal["min", "mean"] = "min"  # of Q_phi's two, in y; mean: higher, see docs
+    target_heads: Heads = "min"  # of Q_phi's two, in y; mean_to_min: over decay_updates
 
 
 CPU = dict(num_envs=64, batch_size=512, learning_rate=1e-3, target_heads="mean")  # see docs
@@ -66,7 +69,6 @@ PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
 BOUNDS |= {"learning_rate_decay": (0, 1), "decay_updates": (2, MAX_INT)}
-HEADS = {"min": jnp.min, "mean": jnp.mean}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)
 
@@ -240,6 +242,15 @@ def of_beta(critics: Params) -> Params:
     return jax.tree.map(lambda x: x[2:], critics)
 
 
+def of_heads(q: Array, updates: Array, args: Args) -> Array:
+    """What y takes of the heads, after so many updates: (H, B) -> (B,)."""
+    low, mean = q.min(axis=0), q.mean(axis=0)
+    if args.target_heads == "mean_to_min":
+        share = jnp.clip(updates / args.decay_updates, 0.0, 1.0)
+        return share * low + (1.0 - share) * mean
+    return low if args.target_heads == "min" else mean
+
+
 # ----------------------------------------------------------------------------------------- losses
 def critic_loss(
     params: Params, batch: Transition, y: Array, y_b: Array, args: Args
@@ -269,7 +280,8 @@ def update(
     batch = batch.replace(obs=obs, next_obs=next_obs)
     a_next = flowrl.policy_action(theta, next_obs, noise.x0_next, args)
     target_phi, target_beta = of_phi(state.target_critics), of_beta(state.target_critics)
-    q_next = HEADS[args.target_heads](head_values(target_phi, next_obs, a_next, args), axis=0)
+    q_next = head_values(target_phi, next_obs, a_next, args)
+    q_next = of_heads(q_next, state.critics.step, args)
     q_target = head_values(target_beta, obs, batch.action, args).min(axis=0)
     y = flowrl.td_target(batch, q_next, gamma)
     v_next = flowrl.behaviour_value(state.behaviour_value.params, next_obs, args)

@@ -228,15 +228,24 @@ def test_an_update_is_the_oracles(updated):
     assert abs(wrong["policy_q"] - expected["policy_q"]) > 1e-3
 
 
-def test_targets_by_the_mean_of_heads_are_the_oracles(updated):
+def share_of_min(share):
+    return lambda p, q: share * np.minimum(p, q) + (1 - share) * (p + q) / 2
+
+
+@pytest.mark.parametrize(
+    ("heads", "updates", "share"),
+    [("mean", 0, 0), ("mean_to_min", 0, 0), ("mean_to_min", 3, 0.3), ("mean_to_min", 99, 1)],
+)
+def test_targets_by_other_than_the_minimum_of_heads(updated, heads, updates, share):
     state, minimum, _, batch, _ = updated
-    args = dataclasses.replace(SMALL, target_heads="mean")
+    args = dataclasses.replace(SMALL, target_heads=heads, decay_updates=10)
+    state = state.replace(critics=state.critics.replace(step=jnp.int32(updates)))
     after, metrics = UPDATE(state, make_batch(), NOISE, args, jnp.int32(1))
-    expected = expected_metrics(state, after, batch, lambda p, q: (p + q) / 2)
+    expected = expected_metrics(state, after, batch, share_of_min(share))
     for name, value in expected.items():
         assert float(metrics[f"losses/{name}"]) == pytest.approx(value, rel=1e-4), name
     wrong = expected_metrics(state, minimum, batch)
-    assert abs(wrong["critic"] - expected["critic"]) > 1e-3
+    assert (abs(wrong["critic"] - expected["critic"]) > 1e-3) == (share < 1)
 
 
 def test_statistics_and_targets_after_an_update(updated):

@@ -45,7 +45,6 @@ from harness.contract import MAX_INT, chunk_length
 from harness.policy import Policy
 from vector_env import VectorEnv
 
-
 Heads = Literal["min", "mean", "mean_to_min"]
 
 

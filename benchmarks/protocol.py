@@ -36,7 +36,7 @@ STEPS = 200_000  # at which all are compared
 # and after these minutes of an idle core:
 MINUTES = {"development": (6, 10, 15, 20, 45), "reported": (10, 15, 30, 60), "ablations": ()}
 LAST = 5  # evaluations of which the protocol has the mean
-AS_FAST = ("_lr1e-3", "_mean", "_anneal")  # what changes a variant's name, and not what an update costs
+AS_FAST = ("_lr1e-3", "_mean", "_anneal")  # of a variant's name; as fast as without
 PUBLISHED = ("FlowRL A", "FlowRL B", "SAC")  # of reference.csv, after a million steps
 Curve = tuple[np.ndarray, np.ndarray]  # steps, sampled returns
 Curves = dict[str, dict[str, dict[int, Curve]]]  # variant -> task -> seed -> its curve

@@ -98,7 +98,7 @@ def earned(replay: flowrl.Transition, num_envs: int, gamma: float, horizon: int)
     reward, continues = np.asarray(replay.reward, np.float64), goes_on(replay, num_envs)
     total, there = np.zeros(len(reward)), np.ones(len(reward), bool)
     for k in range(horizon):  # the reward k steps on, where there are so many
-        ahead = k * num_envs
+        ahead = min(k * num_envs, len(reward))
         kept = slice(0, len(reward) - ahead)
         total[kept] += np.where(there[kept], gamma**k * reward[ahead:], 0.0)
         there[kept] &= continues[ahead:]

@@ -41,7 +41,8 @@ def test_earned_is_the_discounted_return_along_an_environments_episode():
             np.testing.assert_allclose(found[t, env], expected, err_msg=f"{t} of {env}")
             assert inside.age(replay, num_envs)[t * num_envs + env] == t % length
     too_far = inside.earned(replay, num_envs, gamma, steps + 2)  # further than the replay holds
-    assert too_far.shape == (steps * num_envs,) and np.isnan(too_far).all()
+    assert too_far.shape == (steps * num_envs,)
+    assert np.isnan(too_far).all()
 
 
 def test_half_of_the_reward_is_with_the_best_few():
@@ -139,7 +140,8 @@ def test_a_run_is_measured_at_each_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(inside, "HORIZON", 50)
     monkeypatch.setattr(inside, "AHEAD", 10)
     module = importlib.import_module("flowrl_hlgauss_jax")
-    flags = f"--env-id cartpole-balance --preset cpu --runs-dir {tmp_path}/runs --hidden-size 8 --num-envs 8"
+    flags = f"--env-id cartpole-balance --preset cpu --runs-dir {tmp_path}/runs"
+    flags += " --num-envs 8 --hidden-size 8"
     flags += " --batch-size 8 --updates-per-step 2 --learning-starts 400 --total-timesteps 2000"
     flags += " --log-interval 400 --eval-interval 800 --eval-episodes 1 --num-threads 1"
     flags += " --checkpoint-interval 800 --keep-checkpoints 9 --buffer-size 8000"

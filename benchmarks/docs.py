@@ -262,8 +262,10 @@ def policies() -> str:
         cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
         args = config["args"]
         steps = f"{args['total_timesteps']:,}"
-        sizes = f"{args['num_envs']}, {args['batch_size']}"
-        sizes += f", {args['learning_rate']}, {args.get('target_heads', 'min')}"
+        step, left = args["learning_rate"], args.get("learning_rate_decay", 1.0)
+        sizes = f"{args['num_envs']}, {args['batch_size']}, {step}"
+        sizes += "" if left == 1.0 else f" to {step * left:.1g}"
+        sizes += f", {args.get('target_heads', 'min')}"
         lines.append((f"`policies/{folder.name}`", config["algorithm"], sizes))
         lines[-1] += (str(args["seed"]), steps, *cells)
     header = (

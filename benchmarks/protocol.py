@@ -237,9 +237,10 @@ def plot(name: str) -> None:
             panel.plot([], [], label=variant, **look)
         panel.set(title=task, xlabel="thousand environment steps", ylim=(0, None))
     axes[0, 0].set_ylabel("return, sampled x0")
-    axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(FOLDER / name / "curves.png", dpi=100)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.0))
+    figure.savefig(FOLDER / name / "curves.png", dpi=100, bbox_inches="tight")
     plt.close(figure)
 
 

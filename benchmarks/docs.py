@@ -33,6 +33,12 @@ H1_ENDS |= dict.fromkeys(("stair", "slide"), CLIMBING)
 H1_ENDS |= dict.fromkeys(("pole", "sit_simple", "sit_hard"), SEAT)
 H1_ENDS |= dict.fromkeys(("balance_simple", "balance_hard"), BALANCE)
 H1_ENDS |= dict.fromkeys(("crawl", "reach"), "never")
+SIDE_BY_SIDE_AFTER = "15 minutes"
+SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
+    "flowrl_hlgauss_64x512_mean_lr1e-3": "`flowrl_hlgauss_jax.py --preset cpu`",
+    "sac_8x128": "`sac_jax.py --preset cpu`",
+    "flowrl_64x512_lr1e-3": "`flowrl_jax.py`, 64 environments, batches of 512, step 0.001",
+}
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -240,6 +246,19 @@ def development() -> str:
     return protocol.table("development")
 
 
+def side_by_side() -> str:
+    """README's: the algorithms of this repository after as many minutes of one core."""
+    variants = list(protocol.curves("development"))
+    found = [row for row in protocol.rows("development") if row[0] == SIDE_BY_SIDE_AFTER]
+    by_task = {row[1]: dict(zip(variants, row[2:], strict=False)) for row in found}
+    tasks = [task for task in protocol.SETS["development"] if task in by_task]
+    lines = [
+        (words, *(by_task[task][variant] for task in tasks))
+        for variant, words in SIDE_BY_SIDE.items()
+    ]
+    return markdown(" | ".join(["on one CPU core", *tasks]), lines)
+
+
 def ages() -> str:
     """What a humanoid's critic says while its return is flat, by step in the episode."""
     lines = []
@@ -332,6 +351,7 @@ TABLES = {
     "precision": precision,
     "policies": policies,
     "development": development,
+    "side by side": side_by_side,
     "ages": ages,
 }
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -55,6 +57,20 @@ def test_each_table_stands_once_and_is_current(name, monkeypatch):
 def test_short_results_are_of_all_runs():
     rows = [line.split("|") for line in learning.short_table().splitlines()[2:]]
     assert sum(int(row[2]) for row in rows) == len(learning.collected())
+
+
+@pytest.mark.parametrize("variant", [v for v, words in docs.SIDE_BY_SIDE.items() if "cpu" in words])
+def test_what_readme_calls_a_preset_was_run_with_it(variant):
+    paths = list((docs.HERE / "development" / variant).glob("*.json"))
+    assert paths
+    for path in paths:
+        config = json.loads(path.read_text())
+        module = importlib.import_module(config["algorithm"])
+        preset = dataclasses.asdict(module.Args(**module.PRESETS["cpu"]))
+        learned_by = {"num_envs", "batch_size", "updates_per_step", "hidden_size", "target_tau"}
+        learned_by |= {"learning_rate", "target_heads", "learning_rate_decay"} & preset.keys()
+        ran = preset | config["args"]  # a flag newer than the run had today's default
+        assert {k: ran[k] for k in learned_by} == {k: preset[k] for k in learned_by}, path
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

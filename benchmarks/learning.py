@@ -97,21 +97,6 @@ def table() -> str:
     return "\n".join([header, "|---|---|---|---|---|---|---|", *map(table_row, collected())])
 
 
-def short_table() -> str:
-    """A row for each task, as Markdown: means over its seeds, with their range."""
-    lines = ["| task | seeds | steps | minutes | return |", "|---|---|---|---|---|"]
-    for task in dict.fromkeys(name.split("__")[0] for name in collected()):
-        names = [name for name in collected() if name.split("__")[0] == task]
-        last = [evaluations(name)[-1] for name in names]
-        returns, steps = [float(row[SAMPLED]) for row in last], {int(row["step"]) for row in last}
-        spread = f" ({min(returns):.0f} to {max(returns):.0f})" if len(names) > 1 else ""
-        cells = (task, str(len(names)), " or ".join(f"{one:,}" for one in sorted(steps)))
-        cells += (f"{sum(map(minutes, names)) / len(names):.0f}",)
-        cells += (f"{sum(returns) / len(returns):.0f}{spread}",)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main(runs: list[str]) -> None:
     """Collects `runs`, draws everything collected so far and prints the table."""
     FOLDER.mkdir(exist_ok=True)

@@ -132,13 +132,17 @@ def with_interval(measure: str, strata: list[np.ndarray], digits: int) -> str:
     return f"{value:.{digits}f}{interval}"
 
 
+def last(runs: list[np.ndarray]) -> str:
+    """The last evaluation: mean over seeds and its interval."""
+    return with_interval("mean", [np.array([returns[-1] for returns in runs])], 0)
+
+
 def cell(runs: list[np.ndarray]) -> str:
-    """Last evaluation, mean over seeds and its interval; that of the last five; how many seeds."""
+    """As `last`, then the mean of the last five evaluations, and how many seeds."""
     if not runs:
         return ""
-    last = with_interval("mean", [np.array([returns[-1] for returns in runs])], 0)
     late = np.mean([returns[-LAST:].mean() for returns in runs])
-    return f"{last}, {late:.0f} ({len(runs)})"
+    return f"{last(runs)}, {late:.0f} ({len(runs)})"
 
 
 def iqm(by_task: list[list[np.ndarray]]) -> str:
@@ -156,26 +160,32 @@ def published(task: str) -> str:
     return ", ".join(f"{name} {found[name]}" for name in PUBLISHED if name in found)
 
 
+def after(name: str, minutes: float | None) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Of a set: variant -> task -> each seed's returns up to those minutes; None: up to STEPS."""
+    found, speeds = curves(name), Speeds(FOLDER / "throughput_algorithms.csv")
+    table: dict[str, dict[str, list[np.ndarray]]] = {}
+    for variant in found:
+        for task in SETS[name]:
+            speed = minutes and speeds.of(variant, task)
+            budget = STEPS if minutes is None else minutes * (speed or 0)
+            of_task = table.setdefault(variant, {})
+            of_task[task] = within(found[variant].get(task, {}), budget)
+    return table
+
+
 def rows(name: str) -> list[list[str]]:
     """A set's table: a row a task at equal steps, then after equal time, and over all tasks."""
-    found, speeds = curves(name), Speeds(FOLDER / "throughput_algorithms.csv")
     tasks, lines = SETS[name], []
     for minutes in (None, *MINUTES[name]):
-        table: dict[str, dict[str, list[np.ndarray]]] = {}  # variant -> task -> returns of seeds
-        for variant in found:
-            for task in tasks:
-                speed = minutes and speeds.of(variant, task)
-                budget = STEPS if minutes is None else minutes * (speed or 0)
-                seeds = found[variant].get(task, {})
-                table.setdefault(variant, {})[task] = within(seeds, budget)
-        after = f"{STEPS:,} steps" if minutes is None else f"{minutes} minutes"
+        table = after(name, minutes)
+        when = f"{STEPS:,} steps" if minutes is None else f"{minutes} minutes"
         for task in tasks:
-            cells = [cell(table[variant][task]) for variant in found]
+            cells = [cell(of_task[task]) for of_task in table.values()]
             if any(cells):
-                lines.append([after, task, *cells, published(task)])
-        over_all = [iqm([table[variant][task] for task in tasks]) for variant in found]
+                lines.append([when, task, *cells, published(task)])
+        over_all = [iqm([of_task[task] for task in tasks]) for of_task in table.values()]
         if any(over_all):
-            lines.append([after, "**IQM / 1,000**", *over_all, ""])
+            lines.append([when, "**IQM / 1,000**", *over_all, ""])
     return lines
 
 

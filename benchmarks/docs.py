@@ -41,7 +41,6 @@ SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
 }
 
 
-
 def rows(name: str) -> list[dict[str, str]]:
     """The rows of a CSV beside this file."""
     with (HERE / name).open() as file:

@@ -1,6 +1,6 @@
-"""FlowRL in JAX: Flow-Based Policy for Online Reinforcement Learning, on one page.
+"""FlowRL in JAX, unofficial, on one page. On a CPU flowrl_hlgauss_jax.py learns more in a minute.
 
-Paper: Lv et al., arXiv 2506.12811 (https://arxiv.org/abs/2506.12811). Unofficial.
+https://arxiv.org/abs/2506.12811 (Lv et al., "Flow-Based Policy for Online Reinforcement Learning").
 
     policy      a = tanh(x_N),  x_{k+1} = x_k + v_theta(s, x_k, k/N) / N,  x_0 ~ clip(N(0, I))  (1)
     repeat      act in N environments, store (s, a, r, s', terminated)           train_chunk

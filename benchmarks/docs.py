@@ -250,6 +250,11 @@ def development() -> str:
     return markdown(" | ".join(["variant", *(tasks[i] for i in shown)]), lines)
 
 
+def reported() -> str:
+    """The tasks that nothing was chosen by: the protocol's whole table."""
+    return protocol.table("reported")
+
+
 def side_by_side() -> str:
     """README's: this repository's algorithms after MINUTES, task by task, and what is published."""
     lines = []
@@ -355,6 +360,7 @@ TABLES = {
     "precision": precision,
     "policies": policies,
     "development": development,
+    "reported": reported,
     "side by side": side_by_side,
     "ages": ages,
 }

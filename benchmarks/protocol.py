@@ -105,11 +105,18 @@ class Speeds:
                 by_task[row["env_id"]] = 60 * float(row["steps/s"])
 
     def of(self, variant: str, task: str) -> float | None:
-        """The task's, else the mean of those measured; None for a variant that was not."""
+        """The task's; else the mean of those measured, of its domain if there are such.
+
+        None for a variant that was not measured.
+        """
         for suffix in AS_FAST:
             variant = variant.removesuffix(suffix)
         by_task = self.measured.get(variant)
-        return by_task and by_task.get(task, float(np.mean(list(by_task.values()))))
+        if by_task is None:
+            return None
+        domain = task.split("-")[0]
+        near = [speed for other, speed in by_task.items() if other.split("-")[0] == domain]
+        return by_task.get(task, float(np.mean(near or list(by_task.values()))))
 
 
 def within(seeds: dict[int, Curve], budget: float) -> list[np.ndarray]:

@@ -64,6 +64,7 @@ def test_after_equal_time_what_is_faster_has_more_steps(kept, monkeypatch):
 def test_a_task_not_timed_takes_the_mean_of_those_that_were(kept):
     speeds = protocol.Speeds(kept / "throughput_algorithms.csv")
     assert speeds.of("sac_8x128", "walker-run") == 60 * 170
+    assert speeds.of("sac_8x128", "walker-walk") == 60 * 170  # the same robot
     assert speeds.of("sac_8x128", "dog-walk") == 60 * 155
     assert speeds.of("sac_1x256", "dog-walk") is None
 

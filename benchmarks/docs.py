@@ -251,7 +251,7 @@ def development() -> str:
 
 
 def reported() -> str:
-    """The tasks that nothing was chosen by: the protocol's whole table."""
+    """The tasks to report: the protocol's whole table."""
     return protocol.table("reported")
 
 

@@ -36,6 +36,7 @@ STEPS = 200_000  # at which all are compared
 # and after these minutes of an idle core:
 MINUTES = {"development": (6, 10, 15, 20, 45), "reported": (10, 15, 30, 60), "ablations": ()}
 LAST = 5  # evaluations of which the protocol has the mean
+BESIDE = "cheetah-run"  # the task that task_speed.csv's ratios are to
 AS_FAST = ("_lr1e-3", "_mean", "_anneal")  # of a variant's name; as fast as without
 PUBLISHED = ("FlowRL A", "FlowRL B", "SAC")  # of reference.csv, after a million steps
 Curve = tuple[np.ndarray, np.ndarray]  # steps, sampled returns
@@ -88,35 +89,45 @@ def curves(name: str) -> Curves:
     return found
 
 
-class Speeds:
-    """Environment steps a minute on an idle core, by throughput_algorithms.csv.
+def _by_variant(path: Path, column: str) -> dict[str, dict[str, float]]:
+    """A column of a CSV of training loops: variant -> task -> number."""
+    found: dict[str, dict[str, float]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            algorithm = row["algorithm"].removesuffix("_jax")
+            variant = f"{algorithm}_{row['num_envs']}x{row['batch_size']}"
+            found.setdefault(variant, {})[row["env_id"]] = float(row[column])
+    return found
 
-    All were measured there in turns on one idle core: the runs themselves share a machine with
-    other work.
+
+class Speeds:
+    """Environment steps a minute on an idle core of one machine.
+
+    By throughput_algorithms.csv, where all were measured in turns: the runs themselves share a
+    machine with other work. Tasks that were measured later, on another machine beside
+    cheetah-run, by their ratio to it in task_speed.csv.
     """
 
-    def __init__(self, path: Path):
-        self.measured: dict[str, dict[str, float]] = {}  # variant -> task -> steps a minute
-        with path.open() as file:
-            for row in csv.DictReader(file):
-                algorithm = row["algorithm"].removesuffix("_jax")
-                variant = f"{algorithm}_{row['num_envs']}x{row['batch_size']}"
-                by_task = self.measured.setdefault(variant, {})
-                by_task[row["env_id"]] = 60 * float(row["steps/s"])
+    def __init__(self, folder: Path):
+        self.steps = _by_variant(folder / "throughput_algorithms.csv", "steps/s")
+        self.ratios = _by_variant(folder / "task_speed.csv", "ratio")
 
     def of(self, variant: str, task: str) -> float | None:
-        """The task's; else the mean of those measured, of its domain if there are such.
+        """The task's, or its domain's; else the mean of those in throughput_algorithms.csv.
 
         None for a variant that was not measured.
         """
         for suffix in AS_FAST:
             variant = variant.removesuffix(suffix)
-        by_task = self.measured.get(variant)
-        if by_task is None:
+        if variant not in self.steps:
             return None
+        beside = self.steps[variant].get(BESIDE, 0.0)
+        later = {other: beside * r for other, r in self.ratios.get(variant, {}).items()}
+        by_task = later | self.steps[variant]
         domain = task.split("-")[0]
         near = [speed for other, speed in by_task.items() if other.split("-")[0] == domain]
-        return by_task.get(task, float(np.mean(near or list(by_task.values()))))
+        known = near or list(self.steps[variant].values())
+        return 60 * by_task.get(task, float(np.mean(known)))
 
 
 def within(seeds: dict[int, Curve], budget: float) -> list[np.ndarray]:
@@ -169,7 +180,7 @@ def published(task: str) -> str:
 
 def after(name: str, minutes: float | None) -> dict[str, dict[str, list[np.ndarray]]]:
     """Of a set: variant -> task -> each seed's returns up to those minutes; None: up to STEPS."""
-    found, speeds = curves(name), Speeds(FOLDER / "throughput_algorithms.csv")
+    found, speeds = curves(name), Speeds(FOLDER)
     table: dict[str, dict[str, list[np.ndarray]]] = {}
     for variant in found:
         for task in SETS[name]:

@@ -353,25 +353,30 @@ def measure_loop(
     }
 
 
+def training_loop(
+    name: str, env_id: str, preset: str, size: tuple[int, int] | None = None
+) -> tuple[Timed, flowrl.Args]:
+    """An algorithm's `train_step` on a full replay, n times, and its arguments.
+
+    size: environments and batch; None: the preset's.
+    """
+    module = importlib.import_module(name)
+    args = module.Args(**module.PRESETS[preset] | dict(env_id=env_id, preset=preset))
+    num_envs, batch_size = size or (args.num_envs, args.batch_size)
+    args = dataclasses.replace(args, num_envs=num_envs, batch_size=batch_size, learning_starts=0)
+    env = envs.make(env_id, args.num_envs, args.engine)
+    state = module.init_state(env, args)
+    rows = jnp.array(len(state.replay.data.reward), jnp.int32)
+    full = state.replace(replay=state.replay.replace(size=rows))
+    return repeated(lambda s, _: module.train_step(s, env=env, args=args)[0], full), args
+
+
 def measure_algorithms(env_id: str, preset: str, blocks: int) -> list[dict[str, str]]:
     """All training loops in turns, at all sizes; the ratio is of updates a second, to the first."""
     contenders, sizes = {}, {}
     for name in ALGORITHMS:
-        module = importlib.import_module(name)
-        of_preset = module.Args(**module.PRESETS[preset], env_id=env_id, preset=preset)
-        own = (of_preset.num_envs, of_preset.batch_size)
-        for num_envs, batch_size in SIZES.get(preset, (own,)):
-            args = dataclasses.replace(
-                of_preset, num_envs=num_envs, batch_size=batch_size, learning_starts=0
-            )
-            env = envs.make(env_id, args.num_envs, args.engine)
-            state = module.init_state(env, args)
-            size = jnp.array(len(state.replay.data.reward), jnp.int32)
-            full = state.replace(replay=state.replay.replace(size=size))
-            step = functools.partial(module.train_step, env=env, args=args)
-            key = (name, num_envs, batch_size)
-            contenders[key] = repeated(lambda s, _, step=step: step(s)[0], full)
-            sizes[key] = args
+        for size in SIZES.get(preset, (None,)):
+            contenders[name, size], sizes[name, size] = training_loop(name, env_id, preset, size)
     seconds = interleaved(contenders, blocks)
     first = seconds[next(iter(contenders))]
     return [
@@ -401,7 +406,7 @@ def hardware() -> str:
     return platform.processor() or platform.machine()
 
 
-def conditions() -> dict[str, str]:
+def conditions(program: str = "benchmarks/throughput.py") -> dict[str, str]:
     """What belongs to every row: where, with what, how."""
     pool = envpool.__version__ if envpool else "absent"
     return {
@@ -409,7 +414,7 @@ def conditions() -> dict[str, str]:
         "load at start": f"{os.getloadavg()[0]:.1f}",  # of other programs: 0 on a quiet machine
         "versions": f"python {platform.python_version()}, mujoco {mujoco.__version__}, "
         f"jax {jax.__version__}, envpool {pool}",
-        "command": " ".join(["python benchmarks/throughput.py", *sys.argv[1:]]),
+        "command": " ".join(["python", program, *sys.argv[1:]]),
     }
 
 

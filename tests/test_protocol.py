@@ -29,7 +29,11 @@ def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol, "FOLDER", tmp_path)
     speeds = ["env_id,algorithm,num_envs,batch_size,steps/s"]
     speeds += ["walker-run,sac_jax,8,128,170", "y,sac_jax,8,128,140", "x,flowrl_jax,64,512,50"]
+    speeds += ["cheetah-run,sac_jax,1,1,200"]
     (tmp_path / "throughput_algorithms.csv").write_text("\n".join(speeds) + "\n")
+    ratios = ["env_id,algorithm,num_envs,batch_size,steps/s,ratio"]
+    ratios += ["cheetah-run,sac_jax,1,1,50,1.000", "dog-walk,sac_jax,1,1,25,0.500"]
+    (tmp_path / "task_speed.csv").write_text("\n".join(ratios) + "\n")
     return tmp_path
 
 
@@ -62,11 +66,19 @@ def test_after_equal_time_what_is_faster_has_more_steps(kept, monkeypatch):
 
 
 def test_a_task_not_timed_takes_the_mean_of_those_that_were(kept):
-    speeds = protocol.Speeds(kept / "throughput_algorithms.csv")
+    speeds = protocol.Speeds(kept)
     assert speeds.of("sac_8x128", "walker-run") == 60 * 170
     assert speeds.of("sac_8x128", "walker-walk") == 60 * 170  # the same robot
     assert speeds.of("sac_8x128", "dog-walk") == 60 * 155
     assert speeds.of("sac_1x256", "dog-walk") is None
+
+
+def test_a_task_timed_on_another_machine_is_as_much_slower_than_the_cheetah_here(kept):
+    speeds = protocol.Speeds(kept)
+    assert speeds.of("sac_1x1", "cheetah-run") == 60 * 200
+    assert speeds.of("sac_1x1", "dog-walk") == 60 * 100  # there 25 beside 50
+    assert speeds.of("sac_1x1", "dog-run") == 60 * 100  # the same robot
+    assert speeds.of("sac_1x1", "hopper-hop") == 60 * 200
 
 
 def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypatch):

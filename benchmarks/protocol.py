@@ -121,13 +121,11 @@ class Speeds:
             variant = variant.removesuffix(suffix)
         if variant not in self.steps:
             return None
-        beside = self.steps[variant].get(BESIDE, 0.0)
-        later = {other: beside * r for other, r in self.ratios.get(variant, {}).items()}
-        by_task = later | self.steps[variant]
+        measured, ratios = self.steps[variant], self.ratios.get(variant, {})
+        by_task = {other: ratio * measured[BESIDE] for other, ratio in ratios.items()} | measured
         domain = task.split("-")[0]
         near = [speed for other, speed in by_task.items() if other.split("-")[0] == domain]
-        known = near or list(self.steps[variant].values())
-        return 60 * by_task.get(task, float(np.mean(known)))
+        return 60 * by_task.get(task, float(np.mean(near or list(measured.values()))))
 
 
 def within(seeds: dict[int, Curve], budget: float) -> list[np.ndarray]:

@@ -14,6 +14,9 @@ import pathlib
 import re
 import sys
 import typing
+from math import nan
+
+import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -255,18 +258,35 @@ def reported() -> str:
     return protocol.table("reported")
 
 
-def side_by_side() -> str:
-    """README's: this repository's algorithms after MINUTES, task by task, and what is published."""
-    lines = []
+def compared() -> dict[str, list[list[np.ndarray]]]:
+    """Task -> each variant of SIDE_BY_SIDE -> its seeds' returns up to MINUTES; some has any."""
+    tasks = {}
     for name in ("development", "reported"):
         found = protocol.after(name, MINUTES) if protocol.curves(name) else {}
         for task in protocol.SETS[name]:
-            seeds = [found.get(variant, {}).get(task, []) for variant in SIDE_BY_SIDE]
-            cells = [f"{protocol.last(runs)} ({len(runs)})" if runs else "" for runs in seeds]
-            if any(cells):
-                lines.append((task, *cells, protocol.published(task)))
+            tasks[task] = [found.get(variant, {}).get(task, []) for variant in SIDE_BY_SIDE]
+    return {task: of_variants for task, of_variants in tasks.items() if any(of_variants)}
+
+
+def side_by_side() -> str:
+    """README's: this repository's algorithms after MINUTES, task by task, and what is published."""
+    lines = []
+    for task, of_variants in compared().items():
+        cells = [f"{protocol.last(runs)} ({len(runs)})" if runs else "" for runs in of_variants]
+        lines.append((task, *cells, protocol.published(task)))
     names = ["task", *SIDE_BY_SIDE.values(), "published, after 1,000,000 steps"]
     return markdown(" | ".join(names), lines)
+
+
+def picture(path: pathlib.Path) -> None:
+    """README's: the curves behind `side_by_side`, over minutes."""
+    speeds, found = protocol.Speeds(HERE), {}
+    kept = [protocol.curves(name) for name in ("development", "reported")]
+    for variant, words in SIDE_BY_SIDE.items():
+        of_tasks = {variant: kept[0].get(variant, {}) | kept[1].get(variant, {})}
+        minutes = protocol.over(of_tasks, lambda *what: speeds.of(*what) or nan, MINUTES)
+        found[words.replace("`", "")] = minutes[variant]
+    protocol.draw(found, compared(), "minutes of one core", path)
 
 
 def ages() -> str:
@@ -385,6 +405,7 @@ def main() -> None:
         texts[found[0]] = with_table(texts[found[0]], name, table())
     for page, text in texts.items():
         page.write_text(with_line_numbers(text))
+    picture(ROOT / "docs" / "images" / "learning.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -233,21 +234,36 @@ def table(name: str) -> str:
 
 
 def mean_curve(curves_of: list[Curve]) -> Curve:
-    """Thousand steps, and the mean of returns there: where all have been, on the coarsest grid."""
+    """The mean of returns, where all have been, on the coarsest grid."""
     grid = min((steps for steps, _ in curves_of), key=len)
     grid = grid[grid <= min(steps[-1] for steps, _ in curves_of)]
-    return grid / 1000, np.mean([np.interp(grid, *one) for one in curves_of], axis=0)
+    return grid, np.mean([np.interp(grid, *one) for one in curves_of], axis=0)
 
 
-def plot(name: str) -> None:
+def over(found: Curves, unit: Callable[[str, str], float], end: float = np.inf) -> Curves:
+    """The curves by steps / unit(variant, task), up to `end`: thousands of steps, or minutes."""
+
+    def one(variant: str, task: str, steps: np.ndarray, returns: np.ndarray) -> Curve:
+        x = steps / unit(variant, task)
+        return x[x <= end], returns[x <= end]
+
+    return {
+        variant: {
+            task: {seed: one(variant, task, *curve) for seed, curve in seeds.items()}
+            for task, seeds in of_tasks.items()
+        }
+        for variant, of_tasks in found.items()
+    }
+
+
+def draw(found: Curves, tasks: Iterable[str], xlabel: str, path: Path) -> None:
     """A panel a task: each seed thin, a variant's mean thick where it has several."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = curves(name)
-    tasks = [task for task in SETS[name] if any(task in of for of in found.values())]
+    tasks = [task for task in tasks if any(task in of for of in found.values())]
     columns = min(5, len(tasks))
     lines = -(-len(tasks) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3 * lines), squeeze=False)
@@ -256,18 +272,24 @@ def plot(name: str) -> None:
     for panel, task in zip(axes.flat, tasks, strict=False):
         for number, (variant, of_tasks) in enumerate(found.items()):
             seeds, look = of_tasks.get(task, {}), {"color": f"C{number}"}
-            for steps, returns in seeds.values():
-                panel.plot(steps / 1000, returns, linewidth=1 if len(seeds) > 1 else 2, **look)
+            for one in seeds.values():
+                panel.plot(*one, linewidth=1 if len(seeds) > 1 else 2, **look)
             if len(seeds) > 1:
                 panel.plot(*mean_curve(list(seeds.values())), linewidth=2.5, **look)
             panel.plot([], [], label=variant, **look)
-        panel.set(title=task, xlabel="thousand environment steps", ylim=(0, None))
+        panel.set(title=task, xlabel=xlabel, ylim=(0, None))
     axes[0, 0].set_ylabel("return, sampled x0")
     figure.tight_layout()
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.0))
-    figure.savefig(FOLDER / name / "curves.png", dpi=100, bbox_inches="tight")
+    figure.legend(*handles, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0.0))
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     plt.close(figure)
+
+
+def plot(name: str) -> None:
+    """A set's picture."""
+    found = over(curves(name), lambda variant, task: 1_000)
+    draw(found, SETS[name], "thousand environment steps", FOLDER / name / "curves.png")
 
 
 def main(arguments: list[str]) -> None:

@@ -157,8 +157,17 @@ def test_the_mean_curve_is_of_equal_steps():
     fine = np.array([10_000, 20_000, 30_000, 40_000]), np.array([1.0, 2.0, 3.0, 4.0])
     coarse = np.array([20_000, 40_000, 60_000]), np.array([4.0, 8.0, 100.0])
     steps, mean = protocol.mean_curve([fine, coarse])
-    np.testing.assert_allclose(steps, [20, 40])
+    np.testing.assert_allclose(steps, [20_000, 40_000])
     np.testing.assert_allclose(mean, [3, 6])
+
+
+def test_curves_over_minutes_end_where_asked():
+    curve = np.array([300, 600, 900]), np.array([1.0, 2.0, 3.0])
+    found = {"fast": {"walker-run": {1: curve}}, "slow": {"walker-run": {1: curve}}}
+    speeds = {"fast": 300.0, "slow": 100.0}  # steps a minute
+    found = protocol.over(found, lambda variant, task: speeds[variant], end=3)
+    np.testing.assert_allclose(found["fast"]["walker-run"][1], [[1, 2, 3], [1, 2, 3]])
+    np.testing.assert_allclose(found["slow"]["walker-run"][1], [[3], [1]])
 
 
 def test_the_pages_have_what_is_kept():

@@ -220,9 +220,16 @@ def variants_down(lines: list[list[str]]) -> list[list[str]]:
 
 
 def table(name: str) -> str:
-    """As Markdown; of tasks and variants those that are more go down the page."""
-    variants = list(curves(name))
-    lines = [["after", "task", *variants, "published"], *rows(name)]
+    """As Markdown; of tasks and variants those that are more go down the page.
+
+    A variant without a cell, whose speed is not known and whose runs are shorter than STEPS, has
+    its curves alone.
+    """
+    lines = [["after", "task", *curves(name), "published"], *rows(name)]
+    last = len(lines[0]) - 1
+    shown = [k for k in range(last + 1) if k in (0, 1, last) or any(line[k] for line in lines[1:])]
+    lines = [[line[k] for k in shown] for line in lines]
+    variants = lines[0][2:-1]
     published = any(line[-1] for line in lines[1:])
     if len(variants) > len(SETS[name]):
         lines = variants_down(lines)

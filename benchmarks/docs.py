@@ -259,7 +259,10 @@ def reported() -> str:
 
 
 def compared() -> dict[str, list[list[np.ndarray]]]:
-    """Task -> each variant of SIDE_BY_SIDE -> its seeds' returns up to MINUTES; some has any."""
+    """Task -> of each variant of SIDE_BY_SIDE, its seeds' returns up to MINUTES.
+
+    Tasks that none was run on so long are left out.
+    """
     tasks = {}
     for name in ("development", "reported"):
         found = protocol.after(name, MINUTES) if protocol.curves(name) else {}

@@ -163,8 +163,11 @@ def cell(runs: list[np.ndarray]) -> str:
 
 
 def iqm(by_task: list[list[np.ndarray]]) -> str:
-    """Of returns / 1,000 at the last evaluation over all tasks; nothing where a task has no run."""
-    if not all(by_task):
+    """Of returns / 1,000 at the last evaluation over all tasks, each with as many runs.
+
+    Else nothing: it is of all runs together, and a task with more of them would count for more.
+    """
+    if not all(by_task) or len({len(runs) for runs in by_task}) > 1:
         return ""
     strata = [np.array([returns[-1] for returns in runs]) / 1_000 for runs in by_task]
     return with_interval("iqm", strata, 3)
@@ -222,14 +225,12 @@ def variants_down(lines: list[list[str]]) -> list[list[str]]:
 def table(name: str) -> str:
     """As Markdown; of tasks and variants those that are more go down the page.
 
-    A variant without a cell, whose speed is not known and whose runs are shorter than STEPS, has
-    its curves alone.
+    A variant without a cell has no column: its runs end before STEPS, and it was not timed.
     """
     lines = [["after", "task", *curves(name), "published"], *rows(name)]
-    last = len(lines[0]) - 1
-    shown = [k for k in range(last + 1) if k in (0, 1, last) or any(line[k] for line in lines[1:])]
-    lines = [[line[k] for k in shown] for line in lines]
-    variants = lines[0][2:-1]
+    columns = list(zip(*lines, strict=True))
+    variants = [column for column in columns[2:-1] if any(column[1:])]
+    lines = [list(line) for line in zip(*columns[:2], *variants, columns[-1], strict=True)]
     published = any(line[-1] for line in lines[1:])
     if len(variants) > len(SETS[name]):
         lines = variants_down(lines)

@@ -54,6 +54,19 @@ def test_each_table_stands_once_and_is_current(name, monkeypatch):
     assert docs.with_table(page, name, docs.TABLES[name]()) == page
 
 
+def test_the_picture_is_of_the_tables_tasks_and_minutes(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(docs.protocol, "draw", lambda *all_of_it: given.extend(all_of_it))
+    docs.picture(tmp_path)
+    curves, tasks, _, path = given
+    assert path == tmp_path
+    rows = re.findall(r"^\| (\w+-\w+) \|", docs.side_by_side(), re.M)
+    assert len(rows) > 10
+    assert list(tasks) == rows
+    minutes, _ = curves["flowrl_hlgauss_jax.py"]["cheetah-run"][1]
+    assert docs.MINUTES - 1.5 < minutes[-1] <= docs.MINUTES  # between evaluations 1.4
+
+
 PRESETS = [variant for variant, words in docs.SIDE_BY_SIDE.items() if "larger" not in words]
 
 

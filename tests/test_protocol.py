@@ -90,6 +90,8 @@ def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypat
                 write_run(kept / "some", task, seed, [500])
     protocol.collect("all_8x128", kept / "all")
     protocol.collect("some_8x128", kept / "some")
+    protocol.collect("uneven_8x128", kept / "all")
+    (kept / "reported" / "uneven_8x128" / "dog-walk__2.csv").unlink()
     *tasks, over_all = protocol.rows("reported")
     assert len(tasks) == len(protocol.SETS["reported"])
     # twice 0, 100, ... 900 without the lowest five and the highest five: 200, 300 ... 700
@@ -98,6 +100,7 @@ def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypat
         "10,000 steps",
         "**IQM / 1,000**",
         f"{expected:.3f} [{expected:.3f}, {expected:.3f}]",  # both seeds alike
+        "",
         "",
         "",
     ]
@@ -132,6 +135,19 @@ def test_runs_of_other_tasks_are_turned_away(kept):
     write_run(kept / "s", "humanoid-stand", 1, [1])
     with pytest.raises(ValueError, match=r"humanoid-stand is no task .* for w2_coef=0"):
         protocol.collect("w2_coef=0", kept / "s")
+
+
+def test_a_variant_without_a_cell_has_no_column(kept, monkeypatch):
+    monkeypatch.setattr(protocol, "STEPS", 40_000)
+    write_run(kept / "long", "walker-run", 1, [1, 2, 3, 4])
+    write_run(kept / "short", "walker-run", 1, [5, 6])
+    protocol.collect("a_1x1", kept / "short")
+    protocol.collect("b_1x1", kept / "long")
+    assert protocol.table("development").splitlines() == [
+        "| after | task | b_1x1 |",
+        "|---|---|---|",
+        "| 40,000 steps | walker-run | 4, 2 (1) |",
+    ]
 
 
 def test_ablations_stand_beside_what_they_change(kept, monkeypatch):

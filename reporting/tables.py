@@ -72,6 +72,12 @@ def aggregate_rows(groups: list[Group], steps: list[float], minutes: list[float]
             row |= {"runs": sum(map(len, strata)), "of": sum(len(group.runs) for group in members)}
             row["seeds"] = ""
             row["missing"] = [f"no number for {', '.join(without)}"] if without else []
+            if not without and len(set(map(len, strata))) > 1:
+                shares = ", ".join(
+                    f"{group.task} {len(values)}"
+                    for group, values in zip(members, strata, strict=True)
+                )
+                row["missing"] = [f"every run counts alike in the IQM ({shares})"]
             rows.append(row | {"notes": ""})
     return rows
 
@@ -230,7 +236,7 @@ def results_markdown(
             for row in aggregates
         ]
         header = ["tasks", "settings", "evaluation", "at", "runs", "mean", "IQM", "median"]
-        header += ["optimality gap", "without"]
+        header += ["optimality gap", "but"]
         parts += ["## Scores over tasks", table(header, lines)]
     missing = [
         (entry["task"], entry["settings"], entry["point"], "; ".join(entry["missing"]))

@@ -405,6 +405,8 @@ def test_scores_over_tasks_by_hand(tmp_path):
     assert h1["mean"] == pytest.approx((0.1 + 0.5) / 2)
     assert (h1["runs"], h1["of"]) == (4, 6)
     assert math.isnan(h1["mean_low"])  # one run of the maze
+    assert dm["missing"] == []
+    assert h1["missing"] == ["every run counts alike in the IQM (h1-maze 1, h1-run 3)"]
     late = tables.aggregate_rows(groups, [1000], [])[0]
     assert "iqm" not in late
     assert late["missing"] == ["no number for cat-run, dog-run"]

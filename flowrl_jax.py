@@ -61,7 +61,7 @@ class Args(RunArgs):
     flow_steps: int = 1  # ODE steps N of the policy, equation (1)
     ode_solver: Solver = "euler"  # of the policy; the released code uses midpoint, one step
     expectile: float = 0.9  # tau_e of the behaviour value, equation (4)
-    w2_coef: float = 0.1  # lambda, weight of the Wasserstein-2 proximal term, equation (5)
+    w2_coef: float = 0.1  # lambda, weight of the Wasserstein-2 term (5); at 0, w is 1e-3 still
     w2_weighting: Weighting = "per_sample"  # the released code: batch_mean, mean(w) * mean(flow)
     w2_indicator: bool = False  # multiply w by 1[Q_beta > Q_phi], as the paper writes (5)
     compute_dtype: Dtype = "float32"  # inside the networks; parameters and losses stay float32

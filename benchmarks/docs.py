@@ -9,6 +9,7 @@ is several, in one of the pages; tests/test_docs.py compares what it can recompu
 import csv
 import dataclasses
 import importlib
+import itertools
 import json
 import pathlib
 import re
@@ -258,14 +259,14 @@ def reported() -> str:
     return protocol.table("reported")
 
 
-def compared() -> dict[str, list[list[np.ndarray]]]:
-    """Task -> of each variant of SIDE_BY_SIDE, its seeds' returns up to MINUTES.
+def compared(minutes: float = MINUTES) -> dict[str, list[list[np.ndarray]]]:
+    """Task -> of each variant of SIDE_BY_SIDE, its seeds' returns up to those minutes.
 
     Tasks that none was run on so long are left out.
     """
     tasks = {}
     for name in ("development", "reported"):
-        found = protocol.after(name, MINUTES) if protocol.curves(name) else {}
+        found = protocol.after(name, minutes) if protocol.curves(name) else {}
         for task in protocol.SETS[name]:
             tasks[task] = [found.get(variant, {}).get(task, []) for variant in SIDE_BY_SIDE]
     return {task: of_variants for task, of_variants in tasks.items() if any(of_variants)}
@@ -279,6 +280,19 @@ def side_by_side() -> str:
         lines.append((task, *cells, protocol.published(task)))
     names = ["task", *SIDE_BY_SIDE.values(), "published, after 1,000,000 steps"]
     return markdown(" | ".join(names), lines)
+
+
+def edges() -> str:
+    """Cells of `side_by_side` that a hundredth of its minutes less or more would change."""
+    factors, lines = (0.99, 1.0, 1.01), []
+    found = [compared(factor * MINUTES) for factor in factors]
+    for task, (number, words) in itertools.product(found[1], enumerate(SIDE_BY_SIDE.values())):
+        runs = [tasks[task][number] if task in tasks else [] for tasks in found]
+        cells = [f"{protocol.last(one)} ({len(one)})" if one else "" for one in runs]
+        if len(set(cells)) > 1:
+            lines.append((task, words, *cells))
+    columns = (f"{factor * MINUTES:g} minutes" for factor in factors)
+    return markdown(" | ".join(["task", "file", *columns]), lines)
 
 
 def picture(path: pathlib.Path) -> None:
@@ -385,6 +399,7 @@ TABLES = {
     "development": development,
     "reported": reported,
     "side by side": side_by_side,
+    "edges": edges,
     "ages": ages,
 }
 

@@ -4,7 +4,7 @@ In an environment of its own, since it brings PyTorch (benchmarks/requirements-s
 
     python -m venv SBX && SBX/bin/pip install -r benchmarks/requirements-sbx.txt
     taskset -c 0 SBX/bin/python benchmarks/sbx_sac.py --env-id cheetah-run --runs-dir SBX/runs
-    python benchmarks/protocol.py sbx_sac SBX
+    python benchmarks/protocol.py sbx_sac_1x256 SBX
 
 Nothing of this project is imported: the task is dm_control's own, its observations in a row as it
 orders them. What it writes has the names of our CSVs and JSONs, so that the same tools read them.

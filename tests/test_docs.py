@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import envs
@@ -65,6 +66,25 @@ def test_the_picture_is_of_the_tables_tasks_and_minutes(tmp_path, monkeypatch):
     assert list(tasks) == rows
     minutes, _ = curves["flowrl_hlgauss_jax.py"]["cheetah-run"][1]
     assert docs.MINUTES - 1.5 < minutes[-1] <= docs.MINUTES  # between evaluations 1.4
+
+
+def test_edges_are_the_cells_that_a_little_time_changes(monkeypatch):
+    returns = [np.array([10.0]), np.array([30.0])]
+    none = [[] for _ in docs.SIDE_BY_SIDE][2:]
+    by_minutes = {
+        0.99: {"a-run": [returns[:1], returns, *none], "b-run": [returns, [], *none]},
+        1: {"a-run": [returns, returns, *none], "b-run": [returns, [], *none]},
+        1.01: {"a-run": [[], returns, *none]},  # none of b-run has gone so far
+    }
+    monkeypatch.setattr(
+        docs, "compared", lambda minutes: by_minutes[round(minutes / docs.MINUTES, 2)]
+    )
+    cells = [re.split(r" *\| *", line)[1:-1] for line in docs.edges().splitlines()[2:]]
+    name = next(iter(docs.SIDE_BY_SIDE.values()))
+    assert cells == [
+        ["a-run", name, "10 (1)", "20 [10, 30] (2)", ""],
+        ["b-run", name, "20 [10, 30] (2)", "20 [10, 30] (2)", ""],
+    ]
 
 
 PRESETS = [variant for variant, words in docs.SIDE_BY_SIDE.items() if "larger" not in words]

@@ -163,11 +163,13 @@ def cell(runs: list[np.ndarray]) -> str:
 
 
 def iqm(by_task: list[list[np.ndarray]]) -> str:
-    """Of returns / 1,000 at the last evaluation over all tasks, each with as many runs.
+    """Of returns / 1,000 at the last evaluation over all tasks, each with two seeds or more.
 
-    Else nothing: it is of all runs together, and a task with more of them would count for more.
+    Else nothing, nor of unequal numbers: it is of all runs together, so a task with more of them
+    would count for more, and of one seed each it has no interval.
     """
-    if not all(by_task) or len({len(runs) for runs in by_task}) > 1:
+    counts = {len(runs) for runs in by_task}
+    if len(counts) > 1 or min(counts) < 2:
         return ""
     strata = [np.array([returns[-1] for returns in runs]) / 1_000 for runs in by_task]
     return with_interval("iqm", strata, 3)

@@ -15,9 +15,11 @@ SIGTERM or Ctrl-C end all of it.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -35,11 +37,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 os.environ.setdefault("MUJOCO_GL", "disable")
 
-COLUMNS = ("job", "env_id", "engine", "num_envs", "batch_size", "width", "dtype", "precision")
+COLUMNS = ("job", "env_id", "engine", "num_envs", "num_seeds", "batch_size", "width")
+COLUMNS += ("dtype", "precision")
 COLUMNS += ("measure", "value", "unit", "note", "at, s", "device")
 COMPILING_SHARE, MEASURING_SHARE = 0.45, 0.15  # of the budget, at most; the rest is the training's
 LONGEST = 60  # s that one job may measure
 CORES = 4  # to a job that compiles
+KERNELS = 20  # of a profile, the longest
 MARGIN = 30  # s for a training run to stop and save
 ROW, COMPILED = "ROW ", "COMPILED"  # lines of a job's standard output
 TRAIN = ("flowrl_jax.py --env-id humanoid-run --preset gpu",)
@@ -68,9 +72,19 @@ class Sizes:
     states: int = 20  # of a comparison
     preset: str = "gpu"
     tests: tuple[str, ...] = ("tests/test_mjx.py", "tests/test_envs.py")
+    # of `learning`: environments, seeds at once, batch, width
+    learning: tuple[tuple[int, int, int, int], ...] = (
+        (512, 1, 2048, 512),
+        (64, 1, 512, 128),
+        (64, 5, 512, 128),
+        (512, 1, 8192, 512),
+        (512, 1, 512, 512),
+    )
 
 
-TOY = Sizes(("cartpole-balance",), (4,), (8,), 8, 1, 2, "cpu", ("tests/test_lqr.py",))
+TOY = Sizes(
+    ("cartpole-balance",), (4,), (8,), 8, 1, 2, "cpu", ("tests/test_lqr.py",), ((4, 2, 8, 8),)
+)
 PRECISIONS = (("float32", "tensorfloat32"), ("bfloat16", "highest"), ("float32", "highest"))
 
 
@@ -169,7 +183,88 @@ def loop(sizes: Sizes, ready: Ready, env_id: str, engine: str) -> Iterator[dict]
         yield {"measure": "peak memory", "value": f"{peak / 2**30:.2f}", "unit": "GiB"}
 
 
-JOBS = {f.__name__: f for f in (versions, parity, tests, environments, updates, loop)}
+def learning(
+    sizes: Sizes, ready: Ready, num_envs: int, num_seeds: int, batch_size: int, width: int
+) -> Iterator[dict]:
+    """`flowrl_hlgauss_jax.py`: drawing and 8 updates, a step with them, and what its kernels take.
+
+    On `native`. With several seeds the learners are one program, as --num-seeds makes them; the
+    replay is one for all of them, and the step of environments and the kernels are left out.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import envs
+    import flowrl_hlgauss_jax as program
+    from benchmarks import throughput
+
+    flags = program.PRESETS[sizes.preset] | {"env_id": sizes.tasks[0], "engine": "native"}
+    flags |= {"num_envs": num_envs, "batch_size": batch_size, "hidden_size": width}
+    flags |= {"learning_starts": 0, "buffer_size": min(flags["buffer_size"], 262_144)}
+    args = program.Args(**flags | {"recent_window": flags["buffer_size"] // 16})
+    env = envs.make(args.env_id, num_envs, args.engine)
+    state = program.init_state(env, args)
+    rows = jnp.array(len(state.replay.data.reward), jnp.int32)
+    state = state.replace(replay=state.replay.replace(size=rows))
+
+    def learn(learner, ring, key):
+        batches = program.draw_batches(key, ring, args)
+        return program.flowrl.learn(learner, *batches, args, program.update)[0]
+
+    def seeds(carry, i):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(2), i), num_seeds)
+        learners, ring = carry
+        if num_seeds == 1:
+            return learn(learners, ring, keys[0]), ring
+        return jax.vmap(learn, in_axes=(0, None, 0))(learners, ring, keys), ring
+
+    learners = state.learner
+    if num_seeds > 1:
+        learners = jax.tree.map(lambda x: jnp.stack([x] * num_seeds), learners)
+    contenders = {"updates": throughput.repeated(seeds, (learners, state.replay))}
+    if num_seeds == 1:
+        contenders["step"] = throughput.repeated(
+            lambda s, _: program.train_step(s, env=env, args=args)[0], state
+        )
+    seconds = throughput.interleaved(contenders, sizes.blocks, ready)
+    for name, found in seconds.items():
+        each = throughput.median(found)
+        note = f"{args.updates_per_step} updates; {1e3 * min(found):.4g} to {1e3 * max(found):.4g}"
+        yield {"measure": name, "value": f"{1e3 * each:.4g}", "unit": "ms", "note": note}
+        rate = throughput.number(args.updates_per_step * num_seeds / each)
+        yield {"measure": name, "value": rate, "unit": "updates/s"}
+    if num_seeds == 1:
+        yield from kernels(contenders["updates"], 5)
+
+
+def kernels(timed: Callable[[int], float], rounds: int) -> Iterator[dict]:
+    """By JAX's profiler, of a round: what ran on the device in all, and the KERNELS longest."""
+    import jax
+
+    total, count = collections.Counter(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            timed(rounds)
+        (path,) = pathlib.Path(folder).rglob("perfetto_trace.json.gz")
+        with gzip.open(path) as file:
+            events = json.load(file)["traceEvents"]
+    names = [event for event in events if event.get("ph") == "M"]  # of processes and their threads
+    processes = {e["pid"]: e["args"]["name"] for e in names if e["name"] == "process_name"}
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in names if e["name"] == "thread_name"}
+    for event in events:
+        thread = threads.get((event.get("pid"), event.get("tid")), "")
+        on_device = "device" in processes.get(event.get("pid"), "") and "Stream" in thread
+        if event.get("ph") == "X" and on_device:
+            total[event["name"]] += event["dur"] / rounds
+            count[event["name"]] += 1 / rounds
+    note = f"{sum(count.values()):.0f} times"
+    yield {"measure": "kernels", "value": f"{sum(total.values()):.4g}", "unit": "us", "note": note}
+    for name, us in total.most_common(KERNELS):
+        note = f"{count[name]:.4g} times"
+        yield {"measure": f"kernel {name}"[:80], "value": f"{us:.4g}", "unit": "us", "note": note}
+
+
+JOBS = {f.__name__: f for f in (versions, parity, tests, environments, updates, learning, loop)}
 
 
 def planned(sizes: Sizes, engines: list[str]) -> Iterator[tuple[str, dict]]:
@@ -188,6 +283,9 @@ def planned(sizes: Sizes, engines: list[str]) -> Iterator[tuple[str, dict]]:
     for dtype, precision in PRECISIONS:
         for batch_size in sizes.batches:
             yield "updates", {"dtype": dtype, "precision": precision, "batch_size": batch_size}
+    for case in sizes.learning:
+        names = ("num_envs", "num_seeds", "batch_size", "width")
+        yield "learning", dict(zip(names, case, strict=True))
     for env_id in sizes.tasks:
         yield from (("parity", {"env_id": env_id, "engine": engine}) for engine in every)
     for num_envs in more:
@@ -350,6 +448,7 @@ def main() -> None:
     parser.add_argument(
         "--shares", nargs="+", type=float, help="of --train, each one's; else equal"
     )
+    parser.add_argument("--no-train", action="store_true", help="all of the time for the jobs")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=[*JOBS], help="else all")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -372,11 +471,12 @@ def main() -> None:
     toy = args.toy or backend == "cpu"
     sizes, engines = (TOY, ["native"]) if toy else (Sizes(), ["mjx"])
     engines += ["warp"] * (has_warp == "True" and backend == "gpu")
-    runs = tuple(args.train or (TOY_TRAIN if toy else TRAIN))
+    runs = () if args.no_train else tuple(args.train or (TOY_TRAIN if toy else TRAIN))
     args.out.mkdir(parents=True, exist_ok=True)
     budget = 60 * args.minutes
-    compile_until = began + COMPILING_SHARE * budget
-    until = compile_until + MEASURING_SHARE * budget
+    jobs_share = COMPILING_SHARE + MEASURING_SHARE if runs else 1.0  # of the budget, in their ratio
+    until = began + jobs_share * budget
+    compile_until = began + COMPILING_SHARE / (COMPILING_SHARE + MEASURING_SHARE) * (until - began)
     table = Table(args.out / "accelerator.csv")
     jobs = list(planned(sizes, engines))
     jobs = [(name, arguments) for name, arguments in jobs if name in args.jobs]

@@ -7,10 +7,11 @@ compile at the same time (with CORES each: of 16 on 16 cores beside an H200 none
 s what alone takes 75); those that time nothing (versions, the engines against the originals, the
 engines' tests) report then; the others wait, and measure one after the other: environment steps a
 second, updates a second by batch and precision beside the device's matrix rate, the whole loop.
-Then come the training runs, `--train` or TRAIN, for the time that is left. One that fails or never
-compiles costs only itself: accelerator.csv gets a row as soon as there is one, and one that says
-why where there is none; a run's curve, settings and policy are {task}__{algorithm}__{seed}.csv,
-.json and .npz. On a CPU, or with --toy, all is small: then it shows only that everything works.
+Then come the training runs, `--train` or TRAIN, for the time that is left, in turn or `--together`.
+One that fails or never compiles costs only itself: accelerator.csv gets a row as soon as there is
+one, and one that says why where there is none; a run's curve, settings and policy are
+{task}__{algorithm}__{seed}.csv, .json, .npz and .msgpack, the policy's network. On a CPU, or with
+--toy, all is small: then it shows only that everything works.
 SIGTERM or Ctrl-C end all of it.
 """
 
@@ -396,32 +397,51 @@ def run_jobs(table: Table, jobs: list, compile_until: float, until: float, toy: 
                 job.stop("not measured: the time was over")
 
 
-def train(table: Table, command: str, out: pathlib.Path, deadline: float) -> None:
-    """A training run until MARGIN before the deadline; its curve and settings go to `out`."""
-    runs, log = out / "runs", out / "train.log"
-    program, *flags = shlex.split(command)
-    whole = [sys.executable, str(HERE.parent / program), *flags, "--runs-dir", str(runs)]
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            [*whole, "--no-checkpoint-replay"], stdout=file, stderr=subprocess.STDOUT
-        )
+def train(table: Table, commands: list[str], out: pathlib.Path, deadline: float) -> None:
+    """Runs side by side until MARGIN before the deadline; what they leave goes to `out`."""
+    processes, folders = [], []
+    with contextlib.ExitStack() as stack:
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(1.0, deadline - MARGIN - time.monotonic()))
-            process.terminate()  # it stops and saves; one that is over hears nothing
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(1.0, deadline + MARGIN - time.monotonic()))
+            for command in commands:
+                folder = pathlib.Path(tempfile.mkdtemp(dir=out, prefix="train_"))
+                log = stack.enter_context((folder / "log").open("w"))
+                program, *flags = shlex.split(command)
+                whole = [sys.executable, str(HERE.parent / program), *flags]
+                whole += ["--no-checkpoint-replay", "--runs-dir", str(folder)]
+                processes.append(subprocess.Popen(whole, stdout=log, stderr=subprocess.STDOUT))
+                folders.append(folder)
+            for wait, end in ((0, deadline - MARGIN), (1, deadline + MARGIN)):
+                for process in processes:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(max(wait, end - time.monotonic()))
+                for process in processes:
+                    process.terminate()  # it stops and saves; one that is over hears nothing
         finally:  # also after a signal: nothing may run on
-            process.kill()
-            process.wait()
-    for folder in sorted(runs.glob("*/")):
-        kept = "__".join(folder.name.split("__")[:3])
-        for name in ("metrics.csv", "config.json", "policy.npz"):
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, out / f"{kept}{pathlib.Path(name).suffix}")
-    text = " ".join(log.read_text().replace("\r", "\n").splitlines()[-1:])
-    note = "finished" if not process.returncode else f"exit code {process.returncode}: {text[:150]}"
-    table.add("train", {}, {"measure": command, "note": note})
+            for process in processes:
+                process.kill()
+                process.wait()
+    for command, process, folder in zip(commands, processes, folders, strict=True):
+        for run in sorted(folder.glob("*/")):
+            collect(run, out)
+        text = " ".join((folder / "log").read_text().replace("\r", "\n").splitlines()[-1:])
+        failed = f"exit code {process.returncode}: {text[:150]}"
+        note = failed if process.returncode else "finished"
+        table.add("train", {}, {"measure": command, "note": note})
+
+
+def collect(folder: pathlib.Path, out: pathlib.Path) -> None:
+    """A run's curve, settings and policy, under a name of its own in `out`."""
+    from benchmarks import policies
+
+    first = out / "__".join(folder.name.split("__")[:3])
+    kept, k = first, 1
+    while pathlib.Path(f"{kept}.json").exists():
+        k, kept = k + 1, pathlib.Path(f"{first}__{k + 1}")
+    for name in ("metrics.csv", "config.json", "policy.npz"):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, f"{kept}{pathlib.Path(name).suffix}")
+    if (folder / "params.msgpack").exists():
+        pathlib.Path(f"{kept}.msgpack").write_bytes(policies.network_alone(folder))
 
 
 def run_one(name: str, arguments: dict, sizes: Sizes) -> None:
@@ -448,6 +468,7 @@ def main() -> None:
     parser.add_argument(
         "--shares", nargs="+", type=float, help="of --train, each one's; else equal"
     )
+    parser.add_argument("--together", action="store_true", help="all of --train side by side")
     parser.add_argument("--no-train", action="store_true", help="all of the time for the jobs")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=[*JOBS], help="else all")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
@@ -484,8 +505,11 @@ def main() -> None:
     now = time.monotonic()
     left = began + budget - now
     shares = args.shares or [1.0] * len(runs)
+    if args.together and runs:
+        train(table, list(runs), args.out, now + left)
+        return
     for k, command in enumerate(runs):
-        train(table, command, args.out, now + left * sum(shares[: k + 1]) / sum(shares))
+        train(table, [command], args.out, now + left * sum(shares[: k + 1]) / sum(shares))
 
 
 if __name__ == "__main__":

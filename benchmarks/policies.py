@@ -25,6 +25,13 @@ from harness import command_line, runs
 from harness.errors import RunError
 
 
+def network_alone(run: Path) -> bytes:
+    """Of a run's params.msgpack the policy's network only, in the same format."""
+    network = importlib.import_module(runs.read_config(run)["algorithm"]).POLICY.network
+    saved = flax.serialization.msgpack_restore((run / "params.msgpack").read_bytes())
+    return flax.serialization.to_bytes({network: saved[network]})
+
+
 def keep(run: Path, into: Path) -> Path:
     """Copies a finished run's policy into a folder of `into`, in place of what is there."""
     config = runs.read_config(run)
@@ -35,9 +42,7 @@ def keep(run: Path, into: Path) -> Path:
     folder = into / (name if algorithm == "flowrl_jax" else f"{name}__{algorithm}")
     if run.resolve() == folder.resolve():
         raise RunError(f"{run}: is where it would be kept")
-    network = importlib.import_module(algorithm).POLICY.network
-    saved = flax.serialization.msgpack_restore((run / "params.msgpack").read_bytes())
-    alone = flax.serialization.to_bytes({network: saved[network]})
+    alone = network_alone(run)
     into.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=into))
     for file in ("config.json", "policy.npz"):

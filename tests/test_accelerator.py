@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import functools
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import jax
 import jax.export
+import numpy as np
 import pytest
 
 import envs
 import flowrl_jax as flowrl
-from benchmarks import accelerator_program
+import numpy_policy
+from benchmarks import accelerator, accelerator_program
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """HloModule jit_f
@@ -102,7 +106,8 @@ def test_every_job_runs_or_says_why_not(tmp_path):
     assert done.returncode == 0, done.stderr
     with (tmp_path / "accelerator.csv").open() as file:
         rows = list(csv.DictReader(file))
-    jobs = {"versions", "parity", "tests", "environments", "updates", "loop", "train"}
+    jobs = {"versions", "parity", "tests", "environments", "updates", "learning"}
+    jobs |= {"loop", "train"}
     assert {row["job"] for row in rows} == jobs
     for row in rows:
         assert row["value"] or row["note"] or row["measure"].startswith("version of"), row
@@ -111,6 +116,34 @@ def test_every_job_runs_or_says_why_not(tmp_path):
     ms, rate = (float(row["value"]) for row in speeds)
     assert rate == pytest.approx(4 / (ms / 1e3), rel=1e-2)  # of the toy's 4 environments
     assert float(max(rows, key=lambda row: float(row["at, s"]))["at, s"]) < 180
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
+    """Two of one name, as settings that are compared have; no job and no time is lost to others."""
+    train = accelerator.TOY_TRAIN[0] + " --total-timesteps 800 --engine native"
+    command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--toy", "--together"]
+    command += ["--jobs", "versions", "--minutes", "6", "--out", str(tmp_path)]
+    command += ["--train", train, f"{train} --learning-rate 0.001"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "accelerator.csv").open() as file:
+        notes = [row["note"] for row in csv.DictReader(file) if row["job"] == "train"]
+    assert notes == ["finished", "finished"]
+    steps = []
+    for name in ("cartpole-balance__flowrl_jax__1", "cartpole-balance__flowrl_jax__1__2"):
+        config = json.loads((tmp_path / f"{name}.json").read_text())
+        steps.append(config["args"]["learning_rate"])
+        played = tmp_path / f"play_{name}"
+        played.mkdir()
+        for suffix, file in ((".json", "config.json"), (".msgpack", "params.msgpack")):
+            shutil.copy(tmp_path / f"{name}{suffix}", played / file)
+        act = flowrl.load_policy(played)
+        shutil.copy(tmp_path / f"{name}.npz", played / "policy.npz")
+        obs = np.ones((3, 5), np.float32)
+        np.testing.assert_allclose(act(obs), numpy_policy.load(played)(obs), atol=1e-5)
+        assert (tmp_path / f"{name}.csv").exists()
+    assert steps == [3e-4, 1e-3]
 
 
 @pytest.mark.slow

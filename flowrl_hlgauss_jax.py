@@ -64,7 +64,9 @@ class Args(flowrl.Args):
 CPU = dict(num_envs=64, batch_size=512, learning_rate=1e-3, target_heads="mean")  # see docs
 CPU |= dict(total_timesteps=1_000_000, log_interval=8_000, eval_interval=40_000)
 CPU |= dict(checkpoint_interval=200_000)
-PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU}
+GPU = dict(num_envs=512, batch_size=2_048, learning_rate=1e-3, target_heads="mean")
+GPU |= dict(target_tau=0.1, learning_rate_decay=0.3, decay_updates=100_000)
+PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU, "gpu": flowrl.PRESETS["gpu"] | GPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
 BOUNDS |= {"learning_rate_decay": (0, 1), "decay_updates": (2, MAX_INT)}

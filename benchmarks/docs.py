@@ -327,13 +327,15 @@ def policies() -> str:
         first = json.loads((folder / "evaluation.json").read_text())[:2]  # the two kinds
         cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
         args = config["args"]
-        steps = f"{args['total_timesteps']:,}"
+        steps, curve = args["total_timesteps"], folder / "metrics.csv"
+        if curve.exists():  # kept where a run was stopped
+            steps = int(list(csv.DictReader(curve.open()))[-1]["step"])
         step, left = args["learning_rate"], args.get("learning_rate_decay", 1.0)
         sizes = f"{args['num_envs']}, {args['batch_size']}, {step}"
         sizes += "" if left == 1.0 else f" to {step * left:.1g}"
         sizes += f", {args.get('target_heads', 'min')}"
         lines.append((f"`policies/{folder.name}`", config["algorithm"], sizes))
-        lines[-1] += (str(args["seed"]), steps, *cells)
+        lines[-1] += (str(args["seed"]), f"{steps:,}", *cells)
     header = (
         "folder | algorithm | environments, batch, step, heads | seed | steps | sampled x0 | x0 = 0"
     )

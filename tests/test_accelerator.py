@@ -124,14 +124,15 @@ def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
     train = accelerator.TOY_TRAIN[0] + " --total-timesteps 800 --engine native"
     command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--toy", "--together"]
     command += ["--jobs", "versions", "--minutes", "6", "--out", str(tmp_path)]
-    command += ["--train", train, f"{train} --learning-rate 0.001"]
+    command += ["--train", train, f"{train} --learning-rate 0.001 --num-seeds 2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "accelerator.csv").open() as file:
         notes = [row["note"] for row in csv.DictReader(file) if row["job"] == "train"]
     assert notes == ["finished", "finished"]
     steps = []
-    for name in ("cartpole-balance__flowrl_jax__1", "cartpole-balance__flowrl_jax__1__2"):
+    for kept in ("1", "1__2", "2"):
+        name = f"cartpole-balance__flowrl_jax__{kept}"
         config = json.loads((tmp_path / f"{name}.json").read_text())
         steps.append(config["args"]["learning_rate"])
         played = tmp_path / f"play_{name}"
@@ -143,7 +144,7 @@ def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
         obs = np.ones((3, 5), np.float32)
         np.testing.assert_allclose(act(obs), numpy_policy.load(played)(obs), atol=1e-5)
         assert (tmp_path / f"{name}.csv").exists()
-    assert steps == [3e-4, 1e-3]
+    assert steps == [3e-4, 1e-3, 1e-3]
 
 
 @pytest.mark.slow

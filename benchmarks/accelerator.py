@@ -407,7 +407,7 @@ def train(table: Table, commands: list[str], out: pathlib.Path, deadline: float)
                 log = stack.enter_context((folder / "log").open("w"))
                 program, *flags = shlex.split(command)
                 whole = [sys.executable, str(HERE.parent / program), *flags]
-                whole += ["--no-checkpoint-replay", "--runs-dir", str(folder)]
+                whole += ["--no-checkpoint-replay", "--runs-dir", str(folder / "runs")]
                 processes.append(subprocess.Popen(whole, stdout=log, stderr=subprocess.STDOUT))
                 folders.append(folder)
             for wait, end in ((0, deadline - MARGIN), (1, deadline + MARGIN)):
@@ -421,7 +421,7 @@ def train(table: Table, commands: list[str], out: pathlib.Path, deadline: float)
                 process.kill()
                 process.wait()
     for command, process, folder in zip(commands, processes, folders, strict=True):
-        for run in sorted(folder.glob("*/")):
+        for run in sorted(folder.glob("runs/*/")):
             collect(run, out)
         text = " ".join((folder / "log").read_text().replace("\r", "\n").splitlines()[-1:])
         failed = f"exit code {process.returncode}: {text[:150]}"

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import gzip
 import json
 import shutil
 import signal
@@ -95,6 +96,46 @@ def test_a_chunk_compiles_for_an_h200(pole):
     step = found[1]
     assert step.copies < 20
     assert updates.kernels + updates.copies < 2 * 400
+
+
+def test_kernels_are_those_of_the_devices_streams(monkeypatch):
+    """Of a made-up trace of two rounds: not what the host did, nor what only names its kernels."""
+
+    def named(kind, pid, tid, name):
+        return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+
+    def ran(pid, tid, name, dur):
+        return {"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": 0, "dur": dur}
+
+    events = [
+        named("process_name", 1, 0, "/device:GPU:0"),
+        named("process_name", 7, 0, "/host:CPU"),
+        named("thread_name", 1, 2, "Stream #13(Compute)"),
+        named("thread_name", 1, 3, "XLA Modules"),
+        named("thread_name", 7, 2, "python"),
+        *[ran(1, 2, "gemm", 10.0) for _ in range(6)],
+        *[ran(1, 2, "add", 1.0) for _ in range(2)],
+        ran(1, 3, "jit_learn", 99.0),
+        ran(7, 2, "$loops.py", 99.0),
+        {},
+    ]
+
+    @contextlib.contextmanager
+    def trace(folder, create_perfetto_trace):
+        assert create_perfetto_trace
+        yield
+        with gzip.open(Path(folder, "perfetto_trace.json.gz"), "wt") as file:
+            json.dump({"traceEvents": events}, file)
+
+    rounds = []
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    whole, *longest = accelerator.kernels(rounds.append, 2)
+    assert rounds == [2]
+    assert (whole["value"], whole["unit"], whole["note"]) == ("31", "us", "4 times")
+    assert [(row["measure"], row["value"], row["note"]) for row in longest] == [
+        ("kernel gemm", "30", "3 times"),
+        ("kernel add", "1", "1 times"),
+    ]
 
 
 @pytest.mark.slow

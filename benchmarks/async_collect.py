@@ -25,7 +25,7 @@ from harness import replay
 CASES = {  # by the device they are meant for
     "cpu": [("cheetah-run", 8, 8, 128, 128), ("humanoid-run", 8, 8, 128, 128)]
     + [("humanoid-run", 64, 8, 128, 128), ("humanoid-run", 1, 1, 256, 512)],
-    "gpu": [("humanoid-run", 1, 1, 256, 512), ("humanoid-run", 128, 8, 512, 512)]
+    "gpu": [("humanoid-run", 512, 8, 2048, 512), ("humanoid-run", 128, 8, 512, 512)]
     + [("humanoid-run", 1024, 8, 8192, 512), ("dog-run", 128, 8, 512, 512)],
 }
 
@@ -49,6 +49,8 @@ def measure(env_id: str, num_envs: int, updates: int, batch: int, width: int, bl
     sizes = {"num_envs": num_envs, "updates_per_step": updates, "batch_size": batch}
     args = flowrl.Args(env_id=env_id, hidden_size=width, learning_starts=0, **sizes)
     args = dataclasses.replace(args, buffer_size=2**17)
+    if jax.default_backend() != "cpu":  # as preset gpu
+        args = dataclasses.replace(args, matmul_precision="tensorfloat32")
     env = envs.make(env_id, num_envs, "native")
     state = flowrl.init_state(env, args)
     full = state.replay.replace(size=jnp.array(2**17, jnp.int32))

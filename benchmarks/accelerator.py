@@ -9,9 +9,10 @@ engines' tests) report then; the others wait, and measure one after the other: e
 second, updates a second by batch and precision beside the device's matrix rate, the whole loop.
 Then come the training runs, `--train` or TRAIN, for the time that is left, in turn or `--together`.
 One that fails or never compiles costs only itself: accelerator.csv gets a row as soon as there is
-one, and one that says why where there is none; a run's curve, settings and policy are
-{task}__{algorithm}__{seed}.csv, .json, .npz and .msgpack, the policy's network. On a CPU, or with
---toy, all is small: then it shows only that everything works.
+one, and one that says why where there is none. A run's curve, settings, policy and the policy's
+network are {task}__{algorithm}__{seed}.csv, .json, .npz and .msgpack, with __2 and so on behind
+that where several have the name. Each command has a folder train_*, with its log and, for
+protocol.py, runs/. On a CPU, or with --toy, all is small: then it shows only that everything works.
 SIGTERM or Ctrl-C end all of it.
 """
 
@@ -38,16 +39,18 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 os.environ.setdefault("MUJOCO_GL", "disable")
 
+from harness.errors import RunError
+
 COLUMNS = ("job", "env_id", "engine", "num_envs", "num_seeds", "batch_size", "width")
 COLUMNS += ("dtype", "precision")
 COLUMNS += ("measure", "value", "unit", "note", "at, s", "device")
 COMPILING_SHARE, MEASURING_SHARE = 0.45, 0.15  # of the budget, at most; the rest is the training's
 LONGEST = 60  # s that one job may measure
-CORES = 4  # to a job that compiles
+CORES = 3  # to a job that compiles
 KERNELS = 20  # of a profile, the longest
 MARGIN = 30  # s for a training run to stop and save
 ROW, COMPILED = "ROW ", "COMPILED"  # lines of a job's standard output
-TRAIN = ("flowrl_jax.py --env-id humanoid-run --preset gpu",)
+TRAIN = ("flowrl_hlgauss_jax.py --env-id humanoid-run --preset gpu --engine native",)
 TOY_TRAIN = (
     "flowrl_jax.py --env-id cartpole-balance --num-envs 4 --hidden-size 8 --batch-size 8"
     " --buffer-size 2000 --learning-starts 200 --log-interval 400 --eval-episodes 1"
@@ -302,6 +305,7 @@ class Table:
 
     def __init__(self, path: pathlib.Path):
         self.device, self._began, self._lock = "", time.monotonic(), threading.Lock()
+        self.kept: set[str] = set()  # names of the training runs that were collected
         self._file = path.open("w", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
         self._writer.writeheader()
@@ -398,17 +402,26 @@ def run_jobs(table: Table, jobs: list, compile_until: float, until: float, toy: 
 
 
 def train(table: Table, commands: list[str], out: pathlib.Path, deadline: float) -> None:
-    """Runs side by side until MARGIN before the deadline; what they leave goes to `out`."""
-    processes, folders = [], []
+    """Runs side by side until MARGIN before the deadline; what they leave goes to `out`.
+
+    Several share the cores, but for what their own flags say, and the device's memory.
+    """
+    processes, folders, shared = [], [], []
+    environment = dict(os.environ)
+    if len(commands) > 1:
+        shared = ["--num-threads", str(max(1, len(os.sched_getaffinity(0)) // len(commands)))]
+        environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with contextlib.ExitStack() as stack:
         try:
             for command in commands:
                 folder = pathlib.Path(tempfile.mkdtemp(dir=out, prefix="train_"))
                 log = stack.enter_context((folder / "log").open("w"))
                 program, *flags = shlex.split(command)
-                whole = [sys.executable, str(HERE.parent / program), *flags]
+                whole = [sys.executable, str(HERE.parent / program), *shared, *flags]
                 whole += ["--no-checkpoint-replay", "--runs-dir", str(folder / "runs")]
-                processes.append(subprocess.Popen(whole, stdout=log, stderr=subprocess.STDOUT))
+                processes.append(
+                    subprocess.Popen(whole, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                )
                 folders.append(folder)
             for wait, end in ((0, deadline - MARGIN), (1, deadline + MARGIN)):
                 for process in processes:
@@ -421,27 +434,30 @@ def train(table: Table, commands: list[str], out: pathlib.Path, deadline: float)
                 process.kill()
                 process.wait()
     for command, process, folder in zip(commands, processes, folders, strict=True):
-        for run in sorted(folder.glob("runs/*/")):
-            collect(run, out)
+        lost = [collect(table, run, out) for run in sorted(folder.glob("runs/*/"))]
         text = " ".join((folder / "log").read_text().replace("\r", "\n").splitlines()[-1:])
         failed = f"exit code {process.returncode}: {text[:150]}"
-        note = failed if process.returncode else "finished"
-        table.add("train", {}, {"measure": command, "note": note})
+        notes = [failed if process.returncode else "finished", folder.name, *filter(None, lost)]
+        table.add("train", {}, {"measure": command, "note": "; ".join(notes)})
 
 
-def collect(folder: pathlib.Path, out: pathlib.Path) -> None:
-    """A run's curve, settings and policy, under a name of its own in `out`."""
+def collect(table: Table, folder: pathlib.Path, out: pathlib.Path) -> str:
+    """A run's curve, settings and policy, under a name of its own in `out`; or what was lost."""
     from benchmarks import policies
 
-    first = out / "__".join(folder.name.split("__")[:3])
-    kept, k = first, 1
-    while pathlib.Path(f"{kept}.json").exists():
-        k, kept = k + 1, pathlib.Path(f"{first}__{k + 1}")
+    first = kept = "__".join(folder.name.split("__")[:3])
+    k = 1
+    while kept in table.kept:
+        k, kept = k + 1, f"{first}__{k + 1}"
+    table.kept.add(kept)
     for name in ("metrics.csv", "config.json", "policy.npz"):
         if (folder / name).exists():
-            shutil.copyfile(folder / name, f"{kept}{pathlib.Path(name).suffix}")
-    if (folder / "params.msgpack").exists():
-        pathlib.Path(f"{kept}.msgpack").write_bytes(policies.network_alone(folder))
+            shutil.copyfile(folder / name, out / f"{kept}{pathlib.Path(name).suffix}")
+    try:
+        (out / f"{kept}.msgpack").write_bytes(policies.network_alone(folder))
+    except (OSError, ValueError, KeyError, RunError) as error:  # stopped before it saved any
+        return f"{kept}: no policy: {error}"[:150]
+    return ""
 
 
 def run_one(name: str, arguments: dict, sizes: Sizes) -> None:
@@ -464,11 +480,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "accelerator")
     parser.add_argument("--toy", action="store_true", help="small sizes; on a CPU always")
-    parser.add_argument("--train", nargs="+", help="programs with their flags, to train in turn")
+    parser.add_argument("--train", nargs="+", help="programs with their flags, to train")
     parser.add_argument(
         "--shares", nargs="+", type=float, help="of --train, each one's; else equal"
     )
-    parser.add_argument("--together", action="store_true", help="all of --train side by side")
+    parser.add_argument("--together", action="store_true", help="--train side by side, not in turn")
     parser.add_argument("--no-train", action="store_true", help="all of the time for the jobs")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=[*JOBS], help="else all")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
@@ -484,6 +500,10 @@ def main() -> None:
         parser.error("--shares: needs a number for each of --train")
     if args.shares and min(args.shares) <= 0:
         parser.error(f"--shares: needs more than 0, got {min(args.shares):g}")
+    if args.together and args.shares:
+        parser.error("--shares: is for runs in turn; leave out --together or this")
+    if args.no_train and (args.train or args.shares or args.together):
+        parser.error("--no-train: is in conflict with --train, --shares and --together")
     code = "import jax, envs; print(jax.default_backend(), envs._importable('warp'))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True

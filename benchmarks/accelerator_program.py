@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--algorithm", default="flowrl_jax", help="or flowrl_hlgauss_jax")
     chosen = parser.parse_args()
     algorithm = importlib.import_module(chosen.algorithm)
-    settings = flowrl.PRESETS["gpu"] | {"compute_dtype": chosen.compute_dtype}
+    settings = flowrl.PRESETS["gpu"] | {"compute_dtype": chosen.compute_dtype}  # for both
     args = algorithm.Args(**settings, env_id=chosen.env_id, preset="gpu")
     path = HERE / "accelerator_program.csv"
     for what in chosen.programs:

@@ -54,7 +54,10 @@ except ImportError:
 HERE = pathlib.Path(__file__).resolve().parent
 TASKS = ("cheetah-run", "humanoid-run", "dog-run")
 ALGORITHMS = ("flowrl_jax", "flowrl_hlgauss_jax", "sac_jax")
-SIZES = {"cpu": ((8, 128), (64, 512))}  # environments and batch, of all algorithms; else as preset
+SIZES = {
+    "cpu": ((8, 128), (64, 512)),
+    "gpu": ((512, 2048), (1024, 8192)),
+}  # environments and batch, of all algorithms; else as preset
 PARTS = ("env", "update", "loop", "algorithms", "plot")
 ENVPOOL = {"cheetah-run": "CheetahRun-v1", "humanoid-run": "HumanoidRun-v1"}
 NUM_ENVS, BATCHES, WIDTHS = (1, 64, 1024, 4096), (256, 4096, 32768), (256, 512)

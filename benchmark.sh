@@ -157,7 +157,7 @@ device='([0-9]+|(GPU|MIG)-[A-Za-z0-9/-]+)'
 [[ $devices == cpu || $devices =~ ^$device(,$device)*$ ]] ||
     die "--devices: needs cpu or a list such as 0,1, got '$devices'"
 [[ $devices != cpu || $preset != gpu ]] ||
-    echo "note: preset gpu on a CPU: 1,024 environments and batches of 8,192 take weeks there" >&2
+    echo "note: preset gpu on a CPU: its environments, batches and networks take weeks there" >&2
 mapfile -t task_list < <(expand_tasks "$tasks") && wait $! || exit 2
 ((${#task_list[@]})) || die "--tasks: '$tasks' names no task"
 help=""

@@ -1,4 +1,4 @@
-"""FlowRL with categorical critics and normalised observations: on a CPU, try this one first.
+"""FlowRL with categorical critics and normalised observations: the one to try first.
 
 Policy, behaviour-optimal critic and W2 term are those of flowrl_jax.py (arXiv 2506.12811), which is
 imported: read it first. Two things are added, each from a paper of its own:

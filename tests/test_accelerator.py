@@ -159,9 +159,38 @@ def test_every_job_runs_or_says_why_not(tmp_path):
     assert float(max(rows, key=lambda row: float(row["at, s"]))["at, s"]) < 180
 
 
+PROGRAM_THAT_SLEEPS = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--runs-dir") + 1]).parent
+began = time.monotonic()
+time.sleep(3)
+found = {"flags": sys.argv[1:], "shares": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")}
+(folder / "found").write_text(json.dumps(found | {"began": began, "ended": time.monotonic()}))
+"""
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_several_commands_run_at_once_and_share_the_machine(together, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setattr(accelerator.os, "sched_getaffinity", lambda _: set(range(6)))
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM_THAT_SLEEPS)
+    commands = [f"{program} --seed {seed}" for seed in (1, 2)]
+    table = accelerator.Table(tmp_path / "accelerator.csv")
+    for some in [commands] if together else [[command] for command in commands]:
+        accelerator.train(table, some, tmp_path, time.monotonic() + accelerator.MARGIN + 60)
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("train_*/found"))]
+    assert len(found) == 2
+    overlap = min(run["ended"] for run in found) - max(run["began"] for run in found)
+    assert (overlap > 0) is together
+    for run in found:
+        assert ("--num-threads 3" in " ".join(run["flags"])) is together
+        assert run["shares"] == ("false" if together else None)
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
-    """Two of one name, as settings that are compared have; no job and no time is lost to others."""
+    """Two of one name, as settings that are compared have, and one of two seeds."""
     train = accelerator.TOY_TRAIN[0] + " --total-timesteps 800 --engine native"
     command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--toy", "--together"]
     command += ["--jobs", "versions", "--minutes", "6", "--out", str(tmp_path)]
@@ -170,7 +199,7 @@ def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
     assert done.returncode == 0, done.stderr
     with (tmp_path / "accelerator.csv").open() as file:
         notes = [row["note"] for row in csv.DictReader(file) if row["job"] == "train"]
-    assert notes == ["finished", "finished"]
+    assert [note.split(";")[0] for note in notes] == ["finished", "finished"]
     steps = []
     for kept in ("1", "1__2", "2"):
         name = f"cartpole-balance__flowrl_jax__{kept}"
@@ -195,6 +224,8 @@ def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
         ("--minutes 0", "--minutes: needs more than 0"),
         ("--shares 1 2", "--shares: needs a number for each of --train"),
         ("--shares 0", "--shares: needs more than 0"),
+        ("--together --shares 1", "--shares: is for runs in turn"),
+        ("--no-train --together", "--no-train: is in conflict"),
     ],
 )
 def test_bad_input_is_one_line(flags, said, tmp_path):

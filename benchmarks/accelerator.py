@@ -198,18 +198,12 @@ def learning(
     import jax
     import jax.numpy as jnp
 
-    import envs
     import flowrl_hlgauss_jax as program
     from benchmarks import throughput
 
-    flags = program.PRESETS[sizes.preset] | {"env_id": sizes.tasks[0], "engine": "native"}
+    flags = {"engine": "native", "recent_window": 16_384}
     flags |= {"num_envs": num_envs, "batch_size": batch_size, "hidden_size": width}
-    flags |= {"learning_starts": 0, "buffer_size": min(flags["buffer_size"], 262_144)}
-    args = program.Args(**flags | {"recent_window": flags["buffer_size"] // 16})
-    env = envs.make(args.env_id, num_envs, args.engine)
-    state = program.init_state(env, args)
-    rows = jnp.array(len(state.replay.data.reward), jnp.int32)
-    state = state.replace(replay=state.replay.replace(size=rows))
+    env, args, state = throughput.with_full_replay(program, sizes.tasks[0], sizes.preset, flags)
 
     def learn(learner, ring, key):
         batches = program.draw_batches(key, ring, args)

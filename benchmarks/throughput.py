@@ -30,6 +30,7 @@ import platform
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable
 
 os.environ.setdefault("MUJOCO_GL", "disable")
@@ -310,6 +311,19 @@ def measure_update(
 
 
 # --------------------------------------------------------------------------------------- loop (c)
+def with_full_replay(module: types.ModuleType, env_id: str, preset: str, flags: dict):
+    """An algorithm's environments, arguments and first state, as if its replay were full.
+
+    So that updates draw from all of it, which is of 262,144 transitions at most.
+    """
+    args = module.Args(**module.PRESETS[preset] | flags | dict(env_id=env_id, preset=preset))
+    args = dataclasses.replace(args, learning_starts=0, buffer_size=min(args.buffer_size, 262_144))
+    env = envs.make(env_id, args.num_envs, args.engine)
+    state = module.init_state(env, args)
+    rows = jnp.array(len(state.replay.data.reward), jnp.int32)
+    return env, args, state.replace(replay=state.replay.replace(size=rows))
+
+
 def measure_loop(
     name: str,
     env_id: str,
@@ -319,12 +333,7 @@ def measure_loop(
     compiled: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """The training loop beside the environments alone plus the updates alone."""
-    args = flowrl.Args(**flowrl.PRESETS[preset] | flags, env_id=env_id, preset=preset)
-    args = dataclasses.replace(args, learning_starts=0, buffer_size=min(args.buffer_size, 262_144))
-    env = envs.make(env_id, args.num_envs, args.engine)
-    state = flowrl.init_state(env, args)
-    ring = state.replay
-    full = ring.replace(size=jnp.array(len(ring.data.reward), jnp.int32))
+    env, args, state = with_full_replay(flowrl, env_id, preset, flags)
     actions = jax.random.uniform(
         jax.random.key(1), (64, args.num_envs, env.action_size), minval=-1.0
     )
@@ -336,10 +345,8 @@ def measure_loop(
 
     contenders = {
         "env": ours(env, state.env, actions),
-        "learn": repeated(learn, (state.learner, full)),
-        "loop": repeated(
-            lambda s, _: flowrl.train_step(s, env, args)[0], state.replace(replay=full)
-        ),
+        "learn": repeated(learn, (state.learner, state.replay)),
+        "loop": repeated(lambda s, _: flowrl.train_step(s, env, args)[0], state),
     }
     seconds = interleaved(contenders, blocks, compiled)
     parts = [a + b for a, b in zip(seconds["env"], seconds["learn"], strict=True)]
@@ -364,14 +371,9 @@ def training_loop(
     size: environments and batch; None: the preset's.
     """
     module = importlib.import_module(name)
-    args = module.Args(**module.PRESETS[preset] | dict(env_id=env_id, preset=preset))
-    num_envs, batch_size = size or (args.num_envs, args.batch_size)
-    args = dataclasses.replace(args, num_envs=num_envs, batch_size=batch_size, learning_starts=0)
-    env = envs.make(env_id, args.num_envs, args.engine)
-    state = module.init_state(env, args)
-    rows = jnp.array(len(state.replay.data.reward), jnp.int32)
-    full = state.replace(replay=state.replay.replace(size=rows))
-    return repeated(lambda s, _: module.train_step(s, env=env, args=args)[0], full), args
+    flags = dict(zip(("num_envs", "batch_size"), size, strict=True)) if size else {}
+    env, args, state = with_full_replay(module, env_id, preset, flags)
+    return repeated(lambda s, _: module.train_step(s, env=env, args=args)[0], state), args
 
 
 def measure_algorithms(env_id: str, preset: str, blocks: int) -> list[dict[str, str]]:

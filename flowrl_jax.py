@@ -58,7 +58,7 @@ class Args(RunArgs):
     learning_rate: float = 3e-4  # Adam's step size, all networks
     hidden_size: int = 512  # width H of every hidden layer
     target_tau: float = 0.95  # weight of the online network in each target update
-    flow_steps: int = 1  # ODE steps N of (1); 5 learned less than 1 at w2_coef 0.1: docs/results.md
+    flow_steps: int = 1  # ODE steps N of (1); 5, 10 learned less at w2_coef 0.1: docs/results.md
     ode_solver: Solver = "euler"  # of the policy; the released code uses midpoint, one step
     expectile: float = 0.9  # tau_e of the behaviour value, equation (4)
     w2_coef: float = 0.1  # lambda, weight of the Wasserstein-2 term (5); at 0, w is 1e-3 still

@@ -23,24 +23,37 @@ def slow(env_id: str):
     return pytest.param(env_id, marks=marks)
 
 
-def play(env: envs.VectorEnv, seed: int, steps: int):
-    """Random actions in [-1, 1] from a reset; returns what is seen, leaves (steps, N, ...)."""
+PARTS = 5  # of an episode: the first of them is played a second time
+
+
+def play(env: envs.VectorEnv, steps: int):
+    """Random actions in [-1, 1] in parts from a reset: where it starts and what is seen.
+
+    Returns obs (N, O), then for each part its leaves (steps / PARTS, N, ...); then the first
+    part played again from the same key, as (obs, part); then the start of another key.
+    """
+
+    def step(state, key):
+        shape = (env.num_envs, env.action_size)
+        state = env.step(state, jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))
+        seen = (state.next_obs, state.reward, state.terminated, state.truncated)
+        return state, (*seen, state.nonfinite_count)
 
     @jax.jit
-    def run(key):
-        reset_key, action_key = jax.random.split(key)
-        start = env.reset(reset_key)
+    def part(state, keys):
+        return jax.lax.scan(step, state, keys)
 
-        def step(state, key):
-            shape = (env.num_envs, env.action_size)
-            state = env.step(state, jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))
-            seen = (state.next_obs, state.reward, state.terminated, state.truncated)
-            return state, (*seen, state.nonfinite_count)
-
-        seen = jax.lax.scan(step, start, jax.random.split(action_key, steps))[1]
-        return start.obs, seen
-
-    return [jax.tree.map(np.asarray, run(jax.random.key(s))) for s in (seed, seed, seed + 1)]
+    reset = jax.jit(env.reset)
+    keys = jax.random.split(jax.random.key(1), (PARTS, steps // PARTS))
+    start, seen = reset(jax.random.key(0)), []
+    state = start
+    for some in keys:
+        state, found = part(state, some)
+        seen.append(jax.tree.map(np.asarray, found))
+    same = reset(jax.random.key(0))
+    again = jax.tree.map(np.asarray, part(same, keys[0])[1])
+    other = reset(jax.random.key(1))
+    return np.asarray(start.obs), seen, (np.asarray(same.obs), again), np.asarray(other.obs)
 
 
 # The tasks of dm_control; HumanoidBench's are in test_h1.py.
@@ -53,10 +66,10 @@ def test_an_episode_of_random_play(env_id):
     original = load_original(envs.load_task(env_id), 0)
     assert env.episode_length == original._step_limit
     assert env.control_timestep == original.control_timestep()
-    steps = env.episode_length + 5
-    (first, seen), (again, seen_again), (other, _) = play(env, 0, steps)
-    obs, reward, terminated, truncated, nonfinite = seen
-    for a, b in zip((first, *seen), (again, *seen_again), strict=True):
+    steps = PARTS * (env.episode_length // PARTS + 1)
+    first, parts, (again, part_again), other = play(env, steps)
+    obs, reward, terminated, truncated, nonfinite = map(np.concatenate, zip(*parts, strict=True))
+    for a, b in zip((first, *parts[0]), (again, *part_again), strict=True):
         np.testing.assert_array_equal(a, b)  # one seed, the same numbers
     assert not np.array_equal(first, other)  # another key, another start
     assert len(np.unique(first, axis=0)) > 1, "environments start apart"

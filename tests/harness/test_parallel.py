@@ -467,7 +467,7 @@ def test_the_end_of_one_process_ends_all(victim, number, tmp_path):
     endless = dict(num_devices=0, total_timesteps=10**7, eval_interval=160)
     command = [*command_line(tmp_path, **endless), "--distributed"]
     with two_processes(command) as processes:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 600
         while not list(tmp_path.glob("*/params.msgpack")):
             assert all(p.poll() is None for p in processes)
             assert time.monotonic() < until
@@ -499,7 +499,7 @@ def test_two_processes_resume_after_the_end_of_one(tmp_path):
     folders = []
     for name in ("whole", "killed"):
         with two_processes([*command_line(tmp_path / name, **long), "--distributed"]) as processes:
-            until = time.monotonic() + 240
+            until = time.monotonic() + 600
             while name == "killed" and not list(tmp_path.glob("killed/*/checkpoints/0*")):
                 assert time.monotonic() < until
                 time.sleep(0.05)

@@ -5,6 +5,7 @@ import csv
 import functools
 import gzip
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from scripts import COMPILE_QUICKLY
 
 import envs
 import flowrl_jax as flowrl
@@ -195,7 +197,8 @@ def test_runs_side_by_side_leave_what_a_policy_needs(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--toy", "--together"]
     command += ["--jobs", "versions", "--minutes", "6", "--out", str(tmp_path)]
     command += ["--train", train, f"{train} --learning-rate 0.001 --num-seeds 2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    environment = os.environ | {"XLA_FLAGS": COMPILE_QUICKLY}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "accelerator.csv").open() as file:
         notes = [row["note"] for row in csv.DictReader(file) if row["job"] == "train"]

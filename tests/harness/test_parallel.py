@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from scripts import COMPILE_QUICKLY
 from small import init_state
 from test_adapters import Slider
 
@@ -320,7 +321,7 @@ def four_a_checkpoint_comes_back_split_as_it_was():
 def run_four(expression):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
     command += ["-n", "0", "-o", "python_functions=four_*", "-m", expression]
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"--xla_force_host_platform_device_count=4 {COMPILE_QUICKLY}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -352,7 +353,8 @@ def two_processes(command, devices_each=1):
         port = free.getsockname()[1]
     joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
     joined |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    joined["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices_each}"
+    flags = f"--xla_force_host_platform_device_count={devices_each} {COMPILE_QUICKLY}"
+    joined["XLA_FLAGS"] = flags
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
     processes = [
         subprocess.Popen(command, env=os.environ | joined | {"JAX_PROCESS_ID": str(k)}, **pipes)

@@ -20,7 +20,7 @@ RUNS = {  # title -> metrics.csv
     "flowrl_jax, again": DEVELOPMENT / "flowrl_8x128" / "humanoid-stand__1.csv",
     "flowrl_hlgauss_jax, 8 x 128": DEVELOPMENT / "flowrl_hlgauss_8x128" / "humanoid-stand__1.csv",
 }
-SAMPLED = "eval/episodic_return_sampled"
+SAMPLED, BEHAVIOUR = "eval/episodic_return_sampled", "losses/q_behaviour"
 LENGTH, GAMMA = 1_000, 0.99  # steps of an episode; of both runs
 
 
@@ -48,13 +48,13 @@ def summary(title: str, run: list[dict[str, float]]) -> str:
     part = flat(run)
     if not part:
         return f"{title}: never flat"
-    worth, q, beta = (
-        [row[name] for row in part] for name in ("value", "losses/q", "losses/q_behaviour")
-    )
+    worth, q = ([row[name] for row in part] for name in ("value", "losses/q"))
+    beta = [row[BEHAVIOUR] for row in part if BEHAVIOUR in row]  # SAC has none
     return (
         f"{title}: flat to step {part[-1]['step']:,.0f}; meanwhile the policy is worth"
-        f" {median(worth):.2f}, Q_phi says {median(q):.1f} ({min(q):.1f} to {max(q):.1f})"
-        f" and Q_beta {median(beta):.1f} (medians)"
+        f" {median(worth):.2f} and Q_phi says {median(q):.1f} ({min(q):.1f} to {max(q):.1f})"
+        + (f", Q_beta {median(beta):.1f}" if beta else "")
+        + " (medians)"
     )
 
 
@@ -78,7 +78,7 @@ def main(paths: list[str]) -> None:
         for label, name in (
             ("value of the policy, by its return", "value"),
             ("Q_phi on the batch", "losses/q"),
-            ("Q_beta on the batch", "losses/q_behaviour"),
+            ("Q_beta on the batch", BEHAVIOUR),
         ):
             column[0].plot(steps, [row[name] for row in run], label=label)
         for label in ("charts/action_std", "charts/action_saturation", "losses/policy_flow"):

@@ -222,5 +222,7 @@ def test_a_flat_start_ends_with_the_first_return(tmp_path):
     assert [row["step"] for row in late_start.flat(run)] == [10_000, 20_000]
     said = late_start.summary("x", run)
     assert "flat to step 20,000" in said
-    assert "worth 0.50, Q_phi says 7.0 (7.0 to 7.0) and Q_beta 3.0" in said
+    assert "worth 0.50 and Q_phi says 7.0 (7.0 to 7.0), Q_beta 3.0 (medians)" in said
+    sac = [{k: v for k, v in row.items() if k != late_start.BEHAVIOUR} for row in run]
+    assert late_start.summary("x", sac) == said.replace(", Q_beta 3.0", "")
     assert late_start.summary("x", run[2:]) == "x: never flat"

@@ -456,7 +456,9 @@ def test_the_replay_is_never_copied(num_envs, updates_per_step):
     sizes = dict(num_envs=num_envs, updates_per_step=updates_per_step)
     args = dataclasses.replace(REAL_ARGS, buffer_size=200_000, **sizes)
     state = jax.eval_shape(lambda: flowrl.init_state(cartpole, args))
-    memory = flowrl.train_chunk.lower(state, cartpole, args).compile().memory_analysis()
+    lowered = flowrl.train_chunk.lower(state, cartpole, args)
+    # LLVM, which takes most of the time, comes after buffers are assigned, and nothing is run.
+    memory = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay.data))
     assert memory.alias_size_in_bytes >= nbytes  # donated
     assert memory.temp_size_in_bytes < nbytes / 4

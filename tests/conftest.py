@@ -18,7 +18,7 @@ import pytest
 MAX_PROCESSES = 8  # each takes up to 3 GB
 FAST = "not slow and not long"
 # How long each set takes on an idle machine of 2 cores, without compiled programs from before.
-ABOUT = {FAST: "5 to 15 minutes", "slow": "8 minutes", "long": "25 minutes"}
+ABOUT = {FAST: "10 to 20 minutes", "slow": "8 to 20 minutes", "long": "25 minutes"}
 OPTIONAL = {
     "warp": "warp",
     "mujoco_playground": "optional",

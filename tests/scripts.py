@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Compiles in half the time what then runs slower: for programs that compile for a minute and run
-# for a second, in tests that compare no bits with another program's.
+# for a second, in tests that compare them with nothing that was compiled otherwise.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
 
 

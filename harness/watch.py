@@ -26,7 +26,6 @@ import flax.errors
 import jax
 import mujoco
 import numpy as np
-import scipy.stats
 from tqdm import tqdm
 
 from harness import command_line, contract, machine, runs
@@ -114,6 +113,8 @@ def mean_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
     Not Student's: returns are bounded and skewed, and this one stays within what was seen.
     """
+    import scipy.stats  # here: at the top it would be a third of every start, also of a training
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all returns alike: an interval of no width, not an error
         result = scipy.stats.bootstrap(
@@ -138,6 +139,8 @@ def summary(episodes: Episodes, success: float | None) -> dict[str, float | int 
     row = {name: float(value) for name, value in row.items()}
     row |= dict.fromkeys(("success", "success_low", "success_high"))
     if success is not None:
+        import scipy.stats
+
         count = int((returns >= success).sum())
         interval = scipy.stats.binomtest(count, len(returns)).proportion_ci(CONFIDENCE, "wilson")
         row |= {"success": count / len(returns)}

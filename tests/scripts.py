@@ -8,8 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Compiles in half the time what then runs slower: for programs that compile for a minute and run
-# for a second, in tests that compare them with nothing that was compiled otherwise.
-COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+# for a second, in tests that compare them with nothing that was compiled otherwise. JAX takes it in
+# two forms, for one program and in XLA_FLAGS for all of a process.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+COMPILE_QUICKLY = " ".join(f"--{name}={value}" for name, value in COMPILER_OPTIONS.items())
 
 
 def run_script(script: str, **kwargs) -> subprocess.Popen:

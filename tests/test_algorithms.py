@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import COMPILE_QUICKLY, COMPILER_OPTIONS
 
 import envs
 import flowrl_hlgauss_jax
@@ -58,9 +59,10 @@ def test_seeds_in_one_program_are_the_single_runs(algorithm, cartpole):
     own = [envs.make("cartpole-swingup", 4, "native", seed=args.seed) for args in each]
     chunk = functools.partial(algorithm.train_chunk, env=cartpole, args=args)
     start = [algorithm.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    state, metrics = parallel.over_seeds(chunk, 2)(parallel.stack_seeds(start))
+    both = parallel.stack_seeds(start)
+    state, metrics = parallel.over_seeds(chunk, 2).lower(both).compile(COMPILER_OPTIONS)(both)
     start = [algorithm.init_state(env, args) for env, args in zip(own, each, strict=True)]
-    alone = parallel.over_seeds(chunk, 1).lower(start[0]).compile()
+    alone = parallel.over_seeds(chunk, 1).lower(start[0]).compile(COMPILER_OPTIONS)
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(start[0].replay.data))
     assert alone.memory_analysis().alias_size_in_bytes >= nbytes  # the replay is never copied
     assert alone.memory_analysis().temp_size_in_bytes < nbytes / 4
@@ -107,6 +109,7 @@ def test_a_run_resumes_to_the_bit_and_is_evaluated(algorithm, tmp_path, capsys):
 def test_two_devices_train_one_run(algorithm, tmp_path):
     command = [sys.executable, str(ROOT / f"{algorithm.__name__}.py"), *TINY.split()]
     command += ["--num-devices", "2", "--total-timesteps", "400", "--runs-dir", str(tmp_path)]
-    two = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = f"--xla_force_host_platform_device_count=2 {COMPILE_QUICKLY}"
+    two = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     subprocess.run(command, env=os.environ | two, check=True, timeout=300)
     assert algorithm.load_policy(next(tmp_path.iterdir()))(jnp.ones((3, 5))).shape == (3, 1)

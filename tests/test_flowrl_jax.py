@@ -18,6 +18,7 @@ import numpy as np
 import oracle
 import pytest
 from samples import OBS, A, B, directional, float64, make_batch, perturbed
+from scripts import COMPILER_OPTIONS
 from small import init_learner, init_state
 
 import envs
@@ -458,7 +459,7 @@ def test_the_replay_is_never_copied(num_envs, updates_per_step):
     state = jax.eval_shape(lambda: flowrl.init_state(cartpole, args))
     lowered = flowrl.train_chunk.lower(state, cartpole, args)
     # LLVM, which takes most of the time, comes after buffers are assigned, and nothing is run.
-    memory = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    memory = lowered.compile(COMPILER_OPTIONS).memory_analysis()
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay.data))
     assert memory.alias_size_in_bytes >= nbytes  # donated
     assert memory.temp_size_in_bytes < nbytes / 4

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import COMPILE_QUICKLY
 from small import init_learner
 from tensorboardX.proto import event_pb2
 
@@ -848,7 +849,9 @@ def killed_and_resumed(tmp_path: Path, kills: int, seed: int, **values) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_and_a_resume_are_bit_for_bit_no_kill(tmp_path):
+def test_a_kill_and_a_resume_are_bit_for_bit_no_kill(tmp_path, monkeypatch):
+    """Compiled as by users, a run is resumed to the bit in tests/test_algorithms.py."""
+    monkeypatch.setenv("XLA_FLAGS", COMPILE_QUICKLY)
     killed_and_resumed(tmp_path, 3, 0, total_timesteps=1600, checkpoint_interval=160)
 
 

@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 import pytest
 import scipy.stats
+from scripts import run_script
 from small import init_learner
 
 import envs
@@ -181,6 +182,17 @@ def test_success_is_a_share_with_its_interval():
 
 
 # --- the command ----------------------------------------------------------------------------------
+
+
+def test_statistics_are_not_imported_before_they_are_needed():
+    """A third of the time of `--help`, of a bad flag and of each training's start."""
+    script = """
+        import sys, flowrl_jax, harness.watch
+        print("scipy.stats" in sys.modules, end=" ")
+        harness.watch.mean_interval(harness.watch.np.arange(3.0))
+        print("scipy.stats" in sys.modules)
+    """
+    assert run_script(script).communicate(timeout=120)[0].split() == ["False", "True"]
 
 
 def test_evaluation_is_added_to_the_run_folder(tmp_path, monkeypatch, capsys):

@@ -850,7 +850,7 @@ def killed_and_resumed(tmp_path: Path, kills: int, seed: int, **values) -> None:
 
 @pytest.mark.slow
 def test_a_kill_and_a_resume_are_bit_for_bit_no_kill(tmp_path, monkeypatch):
-    """Compiled as by users, a run is resumed to the bit in tests/test_algorithms.py."""
+    """Compiled as by users, the other algorithms' runs are resumed in tests/test_algorithms.py."""
     monkeypatch.setenv("XLA_FLAGS", COMPILE_QUICKLY)
     killed_and_resumed(tmp_path, 3, 0, total_timesteps=1600, checkpoint_interval=160)
 

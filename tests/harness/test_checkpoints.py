@@ -827,6 +827,9 @@ def killed_and_resumed(tmp_path: Path, kills: int, seed: int, **values) -> None:
         folder, process = None, start(*flags, "--runs-dir", str(tmp_path / "killed"))
         while True:
             folder = process.folder
+            if done == kills - 1:  # so that one at least has a checkpoint to go on from
+                while process.poll() is None and not checkpoints.steps(folder / "checkpoints"):
+                    time.sleep(0.05)
             try:
                 process.communicate(timeout=draw.uniform(0, took / 4) if done < kills else 600)
                 break

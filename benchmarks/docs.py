@@ -327,7 +327,8 @@ def policies() -> str:
         first = json.loads((folder / "evaluation.json").read_text())[:2]  # the two kinds
         cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
         args = config["args"]
-        steps, curve = args["total_timesteps"], folder / "metrics.csv"
+        chunk, curve = args["log_interval"], folder / "metrics.csv"
+        steps = -(-args["total_timesteps"] // chunk) * chunk  # a run ends with its chunk
         if curve.exists():  # kept where a run was stopped
             steps = int(list(csv.DictReader(curve.open()))[-1]["step"])
         step, left = args["learning_rate"], args.get("learning_rate_decay", 1.0)

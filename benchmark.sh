@@ -8,6 +8,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python}
+[[ $python != */* || $python == /* ]] || python=$PWD/$python # runs start elsewhere
 
 usage() {
     cat <<'EOF'
@@ -70,14 +71,14 @@ expand_tasks() {
             done
             echo "${1//,/ }"
             ;;
-    esac | tr -s ' \n' '\n' | sed '/^$/d'
+    esac | tr -s ' \n' '\n' | awk 'NF && !seen[$0]++' # each once
 }
 
 # ------------------------------------------------------------------------------------ the command
 tasks="" algorithm=flowrl_jax seeds="" preset=auto out=results devices=auto per_device=""
 slurm=0 slurm_args="" dry_run=0 report_only=0 no_report=0 extra=()
 value() { # FLAG REST...: the flag's value
-    [[ $# -ge 2 && $2 != --* ]] || die "$1: needs a value"
+    [[ $# -ge 2 && -n $2 && $2 != --* ]] || die "$1: needs a value"
     printf '%s' "$2"
 }
 while [[ $# -gt 0 ]]; do
@@ -169,7 +170,11 @@ if ((!report_only)); then
         [[ $word != --* || $help == *"${flag//_/-}"[\ ,]* ]] ||
             die "${word%%=*}: $algorithm.py has no such flag"
     done
+    # Their values too, before anything is made: a folder is of one setting.
+    wrong=$(cd "$here" && "$python" -m harness.check "$algorithm" --preset "$preset" "${extra[@]}" 2>&1) ||
+        die "${wrong#error: }"
 fi
+((!report_only)) || [[ -f $out/jobs.txt ]] || die "--out: '$out' holds no runs to report on"
 can_resume=0
 [[ $help == *--resume* ]] && can_resume=1
 
@@ -181,7 +186,7 @@ settings="--algorithm $algorithm --preset $preset ${extra[*]}"
 if [[ -f $out/settings.txt ]]; then
     had=$(<"$out/settings.txt")
     [[ $had == --algorithm* ]] || had="--algorithm flowrl_jax $had" # of before there was another
-    [[ $settings == "$had" ]] ||
+    [[ $settings == "$had" || -z $(compgen -G "$out/runs/*") ]] ||
         die "--out: '$out' holds runs of $had; choose another folder for these"
 fi
 

@@ -139,7 +139,7 @@ def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> Lea
 
 # ----------------------------------------------------------------------------------- observations
 def init_statistics(obs_size: int) -> Params:
-    """Of no observation: (7) then leaves them as they are, but for the clip."""
+    """Of no observation: (7) then all but leaves them as they are, up to the clip."""
     return {"mean": jnp.zeros(obs_size), "var": jnp.ones(obs_size), "count": jnp.zeros(())}
 
 

@@ -302,8 +302,8 @@ def proximal_weight(q_behaviour: Array, q_policy: Array, args: Args) -> Array:
     """Equation (5): w of min Q_beta(s, a) and min Q_phi(s, a_pi), all (B,); no gradient."""
     chex.assert_equal_shape([q_behaviour, q_policy])
     advantage = jax.lax.stop_gradient(q_behaviour - q_policy)
-    u = jax.nn.relu(advantage)
-    weight = jnp.clip(args.w2_coef * jnp.exp(u - jnp.mean(u)), 1e-3, 1.0)
+    u = jax.nn.relu(advantage)  # below, 88: exp stays finite, since 0 * inf is nan
+    weight = jnp.clip(args.w2_coef * jnp.exp(jnp.minimum(u - jnp.mean(u), 88.0)), 1e-3, 1.0)
     return weight * (advantage > 0) if args.w2_indicator else weight
 
 

@@ -81,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     _check_writable("--out", args.out / "results.md")
     if args.html:
+        if args.html.suffix not in (".html", ".htm"):
+            raise ReportError(f"--html: {args.html} does not end in .html; name it so")
         _check_writable("--html", args.html)
     references = tables.read_references(args.reference)
     runs = find_runs(args.paths)

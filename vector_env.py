@@ -34,8 +34,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 HEADROOM = 2.0  # of warp's buffers, over what random play needed
 MIN_POOL = 64  # initial states held for resets; never fewer than there are environments
-MAX_DISTINCT = 128  # of them drawn before the first step, at up to 15 ms each; the pool repeats
-# these until `refresh` has replaced them. A number and not a time: any machine draws the same.
+MAX_DISTINCT = 256  # of them drawn before the first step, at up to 15 ms each; the pool repeats
+# these until `refresh` has replaced them, which evaluation's are not: so it plays 128 episodes of
+# each kind that begin apart, preset `gpu`'s. A number and not a time: any machine draws the same.
 REFRESH = 32  # initial states renewed at each `refresh`
 MAX_MAGNITUDE = 1e10  # MuJoCo's own bound on a valid state
 

@@ -6,6 +6,7 @@ A table stands between `<!-- NAME -->` and the next empty line, or `<!-- end of 
 is several, in one of the pages; tests/test_docs.py compares what it can recompute.
 """
 
+import argparse
 import csv
 import dataclasses
 import importlib
@@ -24,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import envs
 import flowrl_jax as flowrl
-from benchmarks import learning, protocol
+from benchmarks import inputs, learning, protocol
 from harness import command_line, contract
 from tasks import h1
 
@@ -60,7 +61,7 @@ def markdown(header: str, lines: list[tuple]) -> str:
 
 def algorithms() -> dict[str, contract.Algorithm]:
     """Those of the root, each in a file of its own, by its name; FlowRL first."""
-    files = {path.stem for path in ROOT.glob("*.py") if "\nALGORITHM = " in path.read_text()}
+    files = inputs.algorithm_names()
     names = sorted(files, key=lambda name: (name != flowrl.ALGORITHM.name, name))
     return {name: importlib.import_module(name).ALGORITHM for name in names}
 
@@ -419,13 +420,15 @@ def with_table(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     """Rewrites the pages."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     texts = {page: page.read_text() for page in PAGES}
     for name, table in TABLES.items():
         found = [page for page, text in texts.items() for _ in re.findall(f"<!-- {name} -->", text)]
         assert len(found) == 1, f"<!-- {name} --> has to stand once in README.md and docs/"
         texts[found[0]] = with_table(texts[found[0]], name, table())
+    texts = {page: with_line_numbers(text) for page, text in texts.items()}
     for page, text in texts.items():
-        page.write_text(with_line_numbers(text))
+        page.write_text(text)
     picture(ROOT / "docs" / "images" / "learning.png")
 
 

@@ -26,7 +26,7 @@ import mujoco
 import numpy as np
 
 import envs
-from benchmarks import parity
+from benchmarks import inputs, parity
 from engines import PhysicsState
 from engines.mjx import MjxEngine
 
@@ -84,8 +84,10 @@ def differences(env_id: str, states: int) -> np.ndarray:
 def main() -> None:
     """Measures and writes the rows."""
     parser = argparse.ArgumentParser(description="mjx in float64 against C")
-    parser.add_argument("--env-ids", nargs="*", default=("dog-run", "humanoid-run", "h1-stair"))
-    parser.add_argument("--states", type=int, default=1000)
+    parser.add_argument(
+        "--env-ids", nargs="+", type=inputs.task, default=("dog-run", "humanoid-run", "h1-stair")
+    )
+    parser.add_argument("--states", type=inputs.positive, default=1000)
     args = parser.parse_args()
     for env_id in args.env_ids:
         found = differences(env_id, args.states)

@@ -9,8 +9,8 @@ is not written: pages load it each time that they are opened.
 """
 
 import argparse
-import importlib
 import io
+import math
 import os
 import sys
 from pathlib import Path
@@ -23,18 +23,26 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import envs
-from harness import film, machine, runs, watch
+from benchmarks import inputs
+from harness import command_line, contract, film, machine, runs, watch
 from harness.errors import RunError
 
 MAX_BYTES = 2_000_000
 GAP, MARGIN = 4, 6  # pixels between pictures, and around a caption
+BOUNDS = {  # of flags; a GIF counts in hundredths of a second
+    "seed": (0, contract.MAX_INT),
+    "start": (0, math.inf),
+    "seconds": (0.01, math.inf),
+    "rate": (1, 100),
+    "width": (40, film.WIDTH),
+    "colors": (2, 256),
+}
 
 
-def episode(folder: Path, seed: int) -> tuple[str, float, watch.Motion]:
+def episode(folder: Path, act: contract.Act, seed: int) -> tuple[str, float, watch.Motion]:
     """The task of a run, and the return and poses of an episode of its policy."""
-    config = runs.read_config(folder)
-    act = importlib.import_module(config["algorithm"]).load_policy(folder)
-    env = envs.make(config["args"]["env_id"], 1, "native", seed + watch.SEED)
+    env_id = runs.read_args(inputs.algorithm_of(folder).ALGORITHM, folder).env_id
+    env = envs.make(env_id, 1, "native", seed + watch.SEED)
     played = watch.play(env, act, env.first_states(), jax.jit(env.step))
     if played.motion is None:
         raise RunError(f"{folder}: {env.env_id} is another library's, and is not drawn here")
@@ -86,7 +94,7 @@ def encoded(frames: list[Image.Image], delay: int, colors: int) -> bytes:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """The command line. Raises RunError for a value that nothing could be drawn with."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, default=Path("policies.gif"))
@@ -96,32 +104,47 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=int, default=15, help="pictures a second, about")
     parser.add_argument("--width", type=int, default=272, help="pixels of each picture")
     parser.add_argument("--colors", type=int, default=48, help="of the palette, at most 256")
-    return parser.parse_args()
-
-
-def main() -> str | None:
-    """Plays, draws and writes. Returns a line that says why not, or None."""
-    args = arguments()
-    machine.enable_compilation_cache()
-    columns, delay = [], 10 * round(100 / args.rate)  # ms; a GIF counts in hundredths of a second
+    args = parser.parse_args()
+    command_line.check_bounds(args, BOUNDS)
+    if args.out.is_dir():
+        raise RunError(f"--out: '{args.out}' is a folder; name a file in it")
     try:
-        for folder in args.runs:
-            env_id, total, motion = episode(folder, args.seed)
-            text = f"{env_id}, return {total:.0f}"
-            print(f"{folder}: {text}", flush=True)
-            drawn = pictures(motion, args.start, args.seconds, delay)
-            columns.append([captioned(one, text, args.width) for one in drawn])
-    except (RunError, envs.UsageError, OSError) as error:
-        return f"error: {error}"
+        runs.check_writable(args.out.parent)
+    except RunError:
+        raise RunError(f"--out: cannot write in '{args.out.parent}'; choose another") from None
+    return args
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Plays, draws and writes. Raises RunError, UsageError, OSError; then nothing is written."""
+    acts = [inputs.load_policy(folder) for folder in args.runs]
+    machine.enable_compilation_cache()
+    columns, delay = [], 10 * round(100 / args.rate)  # ms
+    for folder, act in zip(args.runs, acts, strict=True):
+        env_id, total, motion = episode(folder, act, args.seed)
+        text = f"{env_id}, return {total:.0f}"
+        print(f"{folder}: {text}", flush=True)
+        drawn = pictures(motion, args.start, args.seconds, delay)
+        columns.append([captioned(one, text, args.width) for one in drawn])
     frames = side_by_side(columns)
     content = encoded(frames, delay, args.colors)
     size = f"{len(content) / 1e6:.2f} MB, {len(frames)} pictures of {frames[0].size}"
     if len(content) > MAX_BYTES:
-        return f"error: {size}: above {MAX_BYTES / 1e6:g} MB; lower --seconds, --rate or --width"
+        much = f"{size}: above {MAX_BYTES / 1e6:g} MB"
+        raise RunError(f"--out: {much}; lower --seconds, --rate or --width")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(content)
+    runs.replace_file(args.out, content)
     print(f"{args.out}: {size}")
-    return None
+
+
+def main() -> int:
+    """Draws what the command line says. Returns the exit code."""
+    try:
+        draw(arguments())
+    except (RunError, envs.UsageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

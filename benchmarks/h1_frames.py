@@ -3,6 +3,7 @@
 MUJOCO_GL=egl python benchmarks/h1_frames.py       # or osmesa; writes h1.png beside this file
 """
 
+import argparse
 import os
 import pathlib
 import sys
@@ -46,6 +47,7 @@ def frame(name: str) -> np.ndarray:
 
 def main() -> None:
     """Draws the picture."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = -(-len(h1.TASKS) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(12, 2.45 * rows))
     for axis in axes.flat:

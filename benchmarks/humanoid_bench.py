@@ -5,7 +5,10 @@ torques and frames out of MuJoCo's own `mjData`, and uses dm_control's `toleranc
 ours, because the benchmark's own needs its mesh files.
 """
 
+import argparse
 import copy
+import sys
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -14,6 +17,8 @@ from dm_control.mujoco.wrapper import MjModel
 from dm_control.rl import control
 from dm_control.suite import base
 from dm_control.utils.rewards import tolerance
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import envs
 
@@ -198,3 +203,9 @@ class Reference(base.Task):
     def memory(self) -> dict[str, np.ndarray]:
         """What the episode has to remember, as `Physics.episode` has it."""
         return {"stage": np.full((1, 1), float(self.stage))} if self.name == "maze" else {}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args()
+    parser.error("there is nothing to run; `python benchmarks/parity.py` compares with these")

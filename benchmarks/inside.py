@@ -29,10 +29,12 @@ spread          standard deviation of min Q_phi over such actions at a state: wh
 apart           mean |Q_1 - Q_2|: what the heads do not agree on
 """
 
+import argparse
 import csv
 import functools
 import importlib
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +50,8 @@ import optax
 from jax import Array
 
 import flowrl_jax as flowrl
-from benchmarks.protocol import SAMPLED
+from benchmarks import inputs
+from benchmarks.inputs import SAMPLED
 from harness import checkpoints, runs
 from harness.errors import RunError
 
@@ -272,11 +275,12 @@ def measure(folder: Path) -> tuple[list[dict], list[dict]]:
         raise RunError(
             "it has no checkpoints; train with --checkpoint-interval and --keep-checkpoints"
         )
+    evaluated = {
+        int(row["step"]): row[SAMPLED] for row in inputs.evaluations(folder / "metrics.csv", "step")
+    }
     replay = replay_of(checkpoints.at(found, steps[-1]).load())
     returns = earned(replay, args.num_envs, args.gamma, HORIZON)
     early = np.where(age(replay, args.num_envs) < EARLY, replay.reward, 0.0)
-    with (folder / "metrics.csv").open() as file:
-        evaluated = {int(row["step"]): row[SAMPLED] for row in csv.DictReader(file)}
     rows = []
     for step in steps:
         random = np.random.default_rng(step)
@@ -290,7 +294,7 @@ def measure(folder: Path) -> tuple[list[dict], list[dict]]:
         row["earned"] = float(np.nanmean(followed)) if np.isfinite(followed).any() else np.nan
         row["half"] = half(replay.reward[:step])
         row["early"] = early[:step].sum() / replay.reward[:step].sum()
-        row["return"] = float(evaluated.get(step) or "nan")
+        row["return"] = evaluated.get(step, np.nan)
         rows.append(row)
         print(*(f"{name} {value:.4g}" for name, value in row.items()), sep="  ", flush=True)
     return rows, by_age(module, learner, replay, args)
@@ -349,13 +353,21 @@ def plot() -> None:
     figure.savefig(FOLDER.parent / "inside.png", dpi=90)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measures a run, and draws all. Returns the exit code."""
-    if arguments:
-        name, folder = arguments
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the CSVs that are written")
+    parser.add_argument("folder", nargs="?", metavar="RUN_FOLDER", type=Path)
+    chosen = parser.parse_args(arguments)
+    name, folder = chosen.name, chosen.folder
+    if name is not None:
+        if folder is None:
+            parser.error("RUN_FOLDER: is missing; name NAME and RUN_FOLDER, or neither")
+        if not re.fullmatch(r"\w[\w.=+-]*", name):
+            parser.error(f"NAME: {name!r} is no name for a file, such as humanoid-stand")
         try:
-            rows, ages = measure(Path(folder))
-        except RunError as error:
+            rows, ages = measure(folder)
+        except (RunError, checkpoints.DamagedError) as error:
             print(f"error: RUN_FOLDER: {error}", file=sys.stderr)
             return 2
         FOLDER.mkdir(exist_ok=True)
@@ -366,4 +378,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

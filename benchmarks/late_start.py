@@ -8,30 +8,34 @@ episode of T steps it is return / T / (1 - gamma), far from the episode's end. Q
 of the replay, which hold random and old states too: that it is right does not follow from equality.
 """
 
-import csv
+import argparse
 import sys
 from pathlib import Path
 from statistics import median
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks import inputs
+from benchmarks.inputs import SAMPLED
+from harness.errors import RunError
+
 DEVELOPMENT = HERE / "development"
 RUNS = {  # title -> metrics.csv
     "flowrl_jax": HERE / "learning" / "humanoid-stand__1.csv",
     "flowrl_jax, again": DEVELOPMENT / "flowrl_8x128" / "humanoid-stand__1.csv",
     "flowrl_hlgauss_jax, 8 x 128": DEVELOPMENT / "flowrl_hlgauss_8x128" / "humanoid-stand__1.csv",
 }
-SAMPLED, BEHAVIOUR = "eval/episodic_return_sampled", "losses/q_behaviour"
+BEHAVIOUR = "losses/q_behaviour"
 LENGTH, GAMMA = 1_000, 0.99  # steps of an episode; of both runs
 
 
 def rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's CSV that hold an evaluation, with `value` as the docstring has it."""
-    with path.open() as file:
-        found = [
-            {name: float(number) for name, number in row.items() if number}
-            for row in csv.DictReader(file)
-            if row[SAMPLED]
-        ]
+    """The rows of a run's CSV that hold an evaluation, with `value` as the docstring has it.
+
+    Raises RunError if it has none, or cannot be read.
+    """
+    found = inputs.evaluations(path, "step", "losses/q")
     for row in found:
         row["value"] = row[SAMPLED] / LENGTH / (1.0 - GAMMA)
     return found
@@ -58,10 +62,17 @@ def summary(title: str, run: list[dict[str, float]]) -> str:
     )
 
 
-def main(paths: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints a line for each run, and draws those of RUNS unless others were named."""
-    for path in paths:
-        print(summary(path, rows(Path(path))))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", metavar="CSV", help="a run's metrics.csv")
+    paths = parser.parse_args(arguments).paths
+    try:
+        lines = [summary(path, rows(Path(path))) for path in paths]
+    except RunError as error:
+        parser.error(f"CSV: {error}")
+    for line in lines:
+        print(line)
     if paths:
         return
     import matplotlib
@@ -92,4 +103,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,24 +6,37 @@ Each run gives learning/{env_id}__{seed}.csv and .json. The table's return is th
 evaluation's episodes, with sampled x0 and with x0 = 0.
 """
 
+import argparse
 import csv
 import json
-import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import inputs
+from benchmarks.inputs import SAMPLED
+from harness import runs
+from harness.errors import RunError
+
 FOLDER = Path(__file__).resolve().parent / "learning"
-SAMPLED, DETERMINISTIC = "eval/episodic_return_sampled", "eval/episodic_return_deterministic"
+DETERMINISTIC = "eval/episodic_return_deterministic"
+NEEDED = (SAMPLED + "_std", DETERMINISTIC, "charts/action_std", "charts/action_saturation")
 
 
-def collect(run: Path) -> str:
-    """Copies one run's files and returns its name."""
-    config = json.loads((run / "config.json").read_text())
-    name = f"{config['args']['env_id']}__{config['args']['seed']}"
-    shutil.copyfile(run / "metrics.csv", FOLDER / f"{name}.csv")
-    shutil.copyfile(run / "config.json", FOLDER / f"{name}.json")
-    return name
+def collect(folders: list[Path]) -> None:
+    """Copies the runs' files. Raises RunError, and has copied nothing, if one cannot be shown."""
+    kept = {}
+    for run in folders:
+        status = runs.read_config(run)["status"]
+        if status != "finished":
+            raise RunError(f"'{run}': {status}; only a finished run is collected")
+        name, files = inputs.measured(run, *NEEDED)
+        kept |= {FOLDER / f"{name}{suffix}": content for suffix, content in files.items()}
+    FOLDER.mkdir(exist_ok=True)
+    for path, content in kept.items():
+        runs.replace_file(path, content)
 
 
 def evaluations(name: str) -> list[dict[str, str]]:
@@ -97,14 +110,17 @@ def table() -> str:
     return "\n".join([header, "|---|---|---|---|---|---|---|", *map(table_row, collected())])
 
 
-def main(runs: list[str]) -> None:
-    """Collects `runs`, draws everything collected so far and prints the table."""
-    FOLDER.mkdir(exist_ok=True)
-    for run in runs:
-        collect(Path(run))
+def main() -> None:
+    """Collects runs, draws everything collected so far and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders")
+    try:
+        collect(parser.parse_args().runs)
+    except RunError as error:
+        parser.error(str(error))
     plot(collected())
     print(table())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

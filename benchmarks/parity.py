@@ -28,7 +28,7 @@ import mujoco
 import numpy as np
 
 import envs
-from benchmarks import humanoid_bench
+from benchmarks import humanoid_bench, inputs
 from engines.mjx import with_contacts
 from tasks import resets
 from tasks.resets import episode_rows, read_rows, write_rows
@@ -290,16 +290,22 @@ def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description="parity with dm_control")
     parser.add_argument("--engine", choices=envs.ENGINES, default="native")
-    parser.add_argument("--env-ids", nargs="*", default=envs.task_ids())
-    parser.add_argument("--states", type=int, help="count how many of so many states differ")
+    parser.add_argument("--env-ids", nargs="+", type=inputs.task, help="else all")
+    parser.add_argument(
+        "--states", type=inputs.positive, help="count how many of so many states differ"
+    )
     parser.add_argument("--play", choices=PLAYS, default="smooth", help="with --states: actions")
     args = parser.parse_args()
-    if args.play == "in_touch" and set(args.env_ids) != {"manipulator-insert_ball"}:
+    chosen = args.env_ids or [
+        env_id for env_id in envs.task_ids() if args.engine in envs.load_task(env_id).engines
+    ]
+    inputs.check_engines(parser, "--engine", [args.engine], chosen)
+    if args.play == "in_touch" and set(chosen) != {"manipulator-insert_ball"}:
         parser.error("--play in_touch: is for --env-ids manipulator-insert_ball")
     path, key = CSV_PATH, ("engine", "env_id")
     if args.states:
         path, key = STATES_PATH, ("env_id", "play", "engine")
-    for env_id in args.env_ids:
+    for env_id in chosen:
         if args.states:
             result, _ = count(env_id, args.engine, args.states, args.play)
         else:

@@ -10,10 +10,9 @@ once with what was chosen, and `ablations` where VARIANT is a change of one flag
 It writes the table of SET/README.md, and SET/curves.png.
 """
 
+import argparse
 import csv
-import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import inputs
+from benchmarks.inputs import SAMPLED
+from harness import runs
+from harness.errors import RunError
 from reporting import measures
 
 FOLDER = Path(__file__).resolve().parent
@@ -32,7 +35,6 @@ SETS = {
     "ablations": ("cheetah-run", "walker-run"),
 }
 CHANGED = "flowrl_64x512_lr1e-3"  # what an ablation changes one flag of
-SAMPLED = "eval/episodic_return_sampled"
 STEPS = 200_000  # at which all are compared
 # and after these minutes of an idle core:
 MINUTES = {"development": (6, 10, 15, 20, 45), "reported": (10, 15, 30, 60), "ablations": ()}
@@ -45,27 +47,36 @@ Curves = dict[str, dict[str, dict[int, Curve]]]  # variant -> task -> seed -> it
 
 
 def set_of(variant: str, task: str) -> str:
-    """Which of SETS a run belongs to. Raises ValueError for a task that the set does not have."""
+    """Which of SETS a run belongs to. Raises RunError for a task that the set does not have."""
     chosen = ("ablations",) if "=" in variant else ("development", "reported")
     for name in chosen:
         if task in SETS[name]:
             return name
-    raise ValueError(f"{task} is no task of PROTOCOL.md for {variant}")
+    raise RunError(f"RESULTS: {task} is no task of PROTOCOL.md for {variant}; leave its runs out")
 
 
 def collect(variant: str, results: Path) -> list[str]:
-    """Copies what is kept of the finished runs; returns their names, TASK__SEED."""
-    names = []
-    for path in sorted(results.glob("runs/*/config.json")):
-        config = json.loads(path.read_text())
-        if config["status"] != "finished":
+    """Copies what is kept of the finished runs; returns their names, TASK__SEED.
+
+    Raises RunError, and has copied nothing: a run that cannot be kept, no run at all, or a variant
+    that is no folder's name.
+    """
+    if not re.fullmatch(r"\w[\w.=+-]*", variant):
+        raise RunError(f"VARIANT: {variant!r} is no name for a folder, such as flowrl_8x128")
+    found = sorted(path.parent for path in results.glob("runs/*/config.json"))
+    if not found:
+        raise RunError(f"RESULTS: '{results}' has no runs/*/config.json; name benchmark.sh's --out")
+    names, kept = [], {}
+    for run in found:
+        if runs.read_config(run)["status"] != "finished":
             continue
-        task = config["args"]["env_id"]
-        folder = FOLDER / set_of(variant, task) / variant
-        folder.mkdir(parents=True, exist_ok=True)
-        names.append(f"{task}__{config['args']['seed']}")
-        shutil.copyfile(path, folder / f"{names[-1]}.json")
-        shutil.copyfile(path.parent / "metrics.csv", folder / f"{names[-1]}.csv")
+        name, files = inputs.measured(run)
+        folder = FOLDER / set_of(variant, name.split("__")[0]) / variant
+        kept |= {folder / f"{name}{suffix}": content for suffix, content in files.items()}
+        names.append(name)
+    for path, content in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runs.replace_file(path, content)
     return names
 
 
@@ -302,11 +313,20 @@ def plot(name: str) -> None:
     draw(found, SETS[name], "thousand environment steps", FOLDER / name / "curves.png")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Collects, and writes tables and pictures anew."""
-    if arguments:
-        variant, results = arguments
-        print("kept:", ", ".join(collect(variant, Path(results))) or "nothing has finished")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variant", nargs="?", metavar="VARIANT", help="a name, SIZES or FLAG=VALUE")
+    parser.add_argument("results", nargs="?", metavar="RESULTS", help="benchmark.sh's --out")
+    chosen = parser.parse_args(arguments)
+    if chosen.variant is not None:
+        if chosen.results is None:
+            parser.error("RESULTS: is missing; name VARIANT and RESULTS, or neither")
+        try:
+            names = collect(chosen.variant, Path(chosen.results))
+        except RunError as error:
+            parser.error(str(error))
+        print("kept:", ", ".join(names) or "nothing has finished")
     for name in SETS:
         if not curves(name):
             continue
@@ -321,4 +341,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -18,11 +18,16 @@ import sys
 import time
 from pathlib import Path
 
-import gymnasium
-import numpy as np
-from dm_control import suite
-from sbx import SAC
-from stable_baselines3.common.callbacks import BaseCallback
+try:
+    import gymnasium
+    import numpy as np
+    from dm_control import suite
+    from sbx import SAC
+    from stable_baselines3.common.callbacks import BaseCallback
+except ModuleNotFoundError as error:
+    fix = "`pip install -r benchmarks/requirements-sbx.txt` in an environment of its own"
+    print(f"error: the package {error.name} is missing; {fix}", file=sys.stderr)
+    sys.exit(2)
 
 PACKAGES = ("sbx-rl", "stable-baselines3", "jax", "mujoco", "dm-control")
 
@@ -31,7 +36,7 @@ class DMControl(gymnasium.Env):
     """A task of dm_control as Gymnasium has it. Its end by time is a truncation."""
 
     def __init__(self, env_id: str, seed: int):
-        domain, task = env_id.split("-")
+        domain, task = env_id.split("-", 1)
         self.env = suite.load(domain, task, task_kwargs={"random": seed})
         spec = self.env.action_spec()
         self.action_space = gymnasium.spaces.Box(
@@ -103,6 +108,8 @@ def main() -> None:
     parser.add_argument("--eval-episodes", type=int, default=10)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     args = parser.parse_args()
+    if tuple(args.env_id.split("-", 1)) not in suite.ALL_TASKS:
+        parser.error(f"--env-id: dm_control has no task {args.env_id!r}, such as cheetah-run")
     name = f"{args.env_id}__sbx_sac__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     folder = args.runs_dir / name
     env = DMControl(args.env_id, args.seed)

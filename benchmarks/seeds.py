@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import throughput
+from benchmarks import inputs, throughput
 
 
 def command(env_id: str, steps: int, folder: str, *flags: str) -> list[str]:
@@ -50,9 +50,9 @@ def together(commands: list[list[str]], at_once: int, pinned: bool = False) -> f
 def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description="seeds an hour")
-    parser.add_argument("--env-id", default="cartpole-balance")
-    parser.add_argument("--num-seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--env-id", type=inputs.task, default="cartpole-balance")
+    parser.add_argument("--num-seeds", type=inputs.positive, default=4)
+    parser.add_argument("--steps", type=inputs.positive, default=8_000)
     args = parser.parse_args()
     num = args.num_seeds
     with tempfile.TemporaryDirectory() as folder:

@@ -46,9 +46,10 @@ def main() -> None:
     """Runs and writes the table, row by row."""
     sys.path.insert(0, str(ROOT))
     import envs
+    from benchmarks import inputs
 
     parser = argparse.ArgumentParser(description="short training runs")
-    parser.add_argument("--env-ids", nargs="*", default=envs.task_ids())
+    parser.add_argument("--env-ids", nargs="+", type=inputs.task, default=envs.task_ids())
     args = parser.parse_args()
     rows = {}
     if CSV_PATH.exists():

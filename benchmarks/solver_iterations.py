@@ -28,6 +28,7 @@ import numpy as np
 
 import envs
 import vector_env
+from benchmarks import inputs
 from benchmarks.parity import write
 from engines.mjx import with_contacts
 
@@ -174,8 +175,9 @@ def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description="solver iterations against native")
     parser.add_argument("--engine", choices=envs.ENGINES, default="mjx")
-    parser.add_argument("--env-ids", nargs="*", default=TASKS)
+    parser.add_argument("--env-ids", nargs="+", type=inputs.task, default=TASKS)
     args = parser.parse_args()
+    inputs.check_engines(parser, "--engine", [args.engine], args.env_ids)
     for env_id in args.env_ids:
         measure_task(env_id, args.engine)
 

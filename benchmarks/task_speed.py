@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
 
-from benchmarks import throughput
+from benchmarks import inputs, throughput
 from harness import machine
 
 BESIDE = "cheetah-run"
@@ -51,10 +51,10 @@ def measure(name: str, tasks: list[str], preset: str, blocks: int) -> list[dict[
 def main() -> None:
     """Measures all algorithms, one after the other."""
     parser = argparse.ArgumentParser(description="training on other tasks beside cheetah-run")
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--tasks", nargs="+", type=inputs.task, default=TASKS)
     parser.add_argument("--algorithms", nargs="+", default=SIZES, choices=SIZES)
-    parser.add_argument("--preset", default="cpu")
-    parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--preset", default="cpu", choices=throughput.flowrl.PRESETS)
+    parser.add_argument("--blocks", type=inputs.positive, default=9)
     args = parser.parse_args()
     machine.enable_compilation_cache()
     common = throughput.conditions("benchmarks/task_speed.py")

@@ -45,6 +45,7 @@ import numpy as np
 import envs
 import flowrl_jax as flowrl
 import vector_env
+from benchmarks import inputs
 from harness import command_line, machine
 
 try:
@@ -479,18 +480,22 @@ def main() -> None:
     """Measures the parts that were asked for."""
     parser = argparse.ArgumentParser(description="throughput on this machine")
     parser.add_argument("parts", nargs="*", default=[], metavar="|".join(PARTS))
-    parser.add_argument("--engines", nargs="+", default=[envs.choose_engine("auto")])
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--num-envs", nargs="+", type=int, default=NUM_ENVS)
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS)
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--blocks", type=int, default=9)
+    engines = [envs.choose_engine("auto")]
+    parser.add_argument("--engines", nargs="+", choices=envs.ENGINES, default=engines)
+    parser.add_argument("--tasks", nargs="+", type=inputs.task, default=TASKS)
+    parser.add_argument("--num-envs", nargs="+", type=inputs.positive, default=NUM_ENVS)
+    parser.add_argument("--batch-sizes", nargs="+", type=inputs.positive, default=BATCHES)
+    parser.add_argument("--widths", nargs="+", type=inputs.positive, default=WIDTHS)
+    dtypes = ("float32", "bfloat16")
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=["float32"])
+    parser.add_argument("--blocks", type=inputs.positive, default=9)
     args = parser.parse_args()
     wanted = args.parts or ["env", "update", "loop", "plot"]
     unknown = set(wanted) - set(PARTS)
     if unknown:
         parser.error(f"{', '.join(unknown)}: not one of {', '.join(PARTS)}")
+    if "env" in wanted:
+        inputs.check_engines(parser, "--engines", args.engines, args.tasks)
     machine.enable_compilation_cache()
     common = conditions()
     if "env" in wanted:

@@ -141,7 +141,7 @@ def _evaluation_args(algorithm: Algorithm, arguments: list[str], folder: str):
     if not folder:
         raise RunError("--evaluate: needs a run folder")
     try:
-        default = runs.read_args(algorithm, folder)
+        default = _stored_args(algorithm, folder)
     except RunError as error:
         raise RunError(f"--evaluate: {error}") from None
     fresh = dict(evaluate=folder, eval_episodes=EVALUATION_EPISODES, capture_video=False)
@@ -161,7 +161,7 @@ def _parse_resume(algorithm: Algorithm, folder: Path, arguments: list[str]):
     is in conflict with what the run was begun with. Nothing is written.
     """
     try:
-        status, was = runs.read_config(folder)["status"], runs.read_args(algorithm, folder)
+        status, was = runs.read_config(folder)["status"], _stored_args(algorithm, folder)
     except RunError as error:
         raise RunError(f"--resume: {error}") from None
     was = dataclasses.replace(was, num_seeds=1)  # of several seeds each has its folder
@@ -180,13 +180,30 @@ def _parse_resume(algorithm: Algorithm, folder: Path, arguments: list[str]):
             raise RunError(f"{flag}: {text}; leave it out, or begin a new run without --resume")
         args = args if value != "auto" else dataclasses.replace(args, **{name: before})
     args = dataclasses.replace(args, resume=str(folder), runs_dir=str(folder))
-    if status == "finished" and args.total_timesteps == was.total_timesteps:
-        steps = f"all of its {_number(was.total_timesteps)} steps"
-        fix = "for more of them raise --total-timesteps"
-        raise RunError(f"--resume: the run in '{folder}' has finished {steps}; {fix}")
+    chunks = contract.num_chunks(was)
+    if status == "finished" and contract.num_chunks(args) == chunks:  # a run ends with a chunk
+        steps = _number(chunks * contract.steps_per_chunk(was))
+        fix = f"for more raise --total-timesteps above {steps}"
+        raise RunError(f"--resume: the run in '{folder}' has finished all of its steps; {fix}")
     if not checkpoints.steps(folder / "checkpoints"):
         raise RunError(f"--resume: '{folder}' has no checkpoint; begin a new run without --resume")
     os.close(runs.lock(folder, shared=True))
+    runs.rows_until(folder / "metrics.csv", args.total_timesteps)  # damaged: tell before compiling
+    return args
+
+
+def _stored_args(algorithm: Algorithm, folder: str | Path):
+    """As `runs.read_args`, which raises RunError; so does a value that no flag could have had."""
+    args = runs.read_args(algorithm, folder)
+    try:
+        check_bounds(args, {**contract.BOUNDS, **algorithm.bounds})
+        for name, hint in typing.get_type_hints(type(args)).items():
+            choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+            if choices and getattr(args, name) not in choices:
+                flag = "--" + name.replace("_", "-")
+                raise RunError(f"{flag}: {getattr(args, name)!r} is not one of {choices}")
+    except RunError as error:
+        raise RunError(f"'{folder}': config.json is damaged: {error}") from None
     return args
 
 

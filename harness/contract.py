@@ -34,7 +34,7 @@ class RunArgs:
     num_envs: int = 1  # parallel environments N
     log_interval: int = 1_000  # environment steps between log rows: one compiled train_chunk
     eval_interval: int = 10_000  # environment steps between evaluations; 0: only at the end
-    eval_episodes: int = 10  # episodes of each evaluation, of each of its two kinds
+    eval_episodes: int = 10  # of each evaluation, of each of its two kinds; 128 begin apart
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or reward: end, or drop that update
     evaluate: str = ""  # a run folder: evaluates its policy, also with --engine dm_control
 
@@ -179,3 +179,8 @@ def chunk_length(args: RunArgs) -> int:
 def steps_per_chunk(args: RunArgs) -> int:
     """Environment steps in one `train_chunk`, summed over environments."""
     return chunk_length(args) * args.num_envs
+
+
+def num_chunks(args: RunArgs) -> int:
+    """Chunks of a run: the last one goes on to its end, past `total_timesteps`."""
+    return -(-args.total_timesteps // steps_per_chunk(args))

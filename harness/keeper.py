@@ -140,7 +140,7 @@ class Keeper:
 
 
 def _resume_command(folder: Path) -> str:
-    return f"python {sys.argv[0]} --resume {shlex.quote(str(folder))}"
+    return shlex.join(["python", sys.argv[0], "--resume", str(folder)])
 
 
 def faults(row: dict[str, float], args) -> list[str]:

@@ -2,11 +2,14 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from harness import runs
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "eval/episodic_return_sampled": ("evaluation, sampled", "#0072B2"),
@@ -67,5 +70,6 @@ def plot(folder: Path) -> Path:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="best")
-    figure.savefig(folder / "learning_curve.png", dpi=120)
-    return folder / "learning_curve.png"
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    return runs.replace_file(folder / "learning_curve.png", picture.getvalue())

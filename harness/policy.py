@@ -13,6 +13,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from harness import runs
 from harness.contract import Act, Algorithm, Metrics, State
@@ -106,7 +107,8 @@ class Policy:
         obs_size, action_size = self.sizes(params)
 
         @jax.jit
-        def act(obs: Array, key: Array | None = None) -> Array:
+        def act(obs: ArrayLike, key: Array | None = None) -> Array:
+            obs = jnp.asarray(obs)
             if obs.shape[-1:] != (obs_size,):
                 raise ValueError(f"obs has shape {obs.shape}, this policy needs (..., {obs_size})")
             shape = (*obs.shape[:-1], action_size)

@@ -27,6 +27,7 @@ from harness.contract import Algorithm
 from harness.errors import RunError, one_line
 
 # Arguments that a resume may change: none of them changes what a step does.
+CHOOSE = "choose another with --runs-dir"
 CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "on_nonfinite", "resume"}
 CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints"}
 CHANGEABLE |= {"track", "capture_video"}
@@ -48,7 +49,7 @@ class Run:
         self.folder = folder
         self.config = config
         self._lock = lock(folder) if held is None else held
-        self._rows = [] if step is None else _rows_until(folder / "metrics.csv", step)
+        self._rows = [] if step is None else rows_until(folder / "metrics.csv", step)
         self._columns = list(dict.fromkeys(name for row in self._rows for name in row)) or ["step"]
         self._csv = None
         self._write_config()
@@ -252,26 +253,32 @@ def _same_kind(value, own) -> bool:
     return type(value) is type(own) or (type(own) is float and type(value) is int)
 
 
-def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows of a metrics.csv up to `step`, as `Run.log` made them; after a kill, too."""
-    text = path.read_text() if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
-    rows = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
+def rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of a metrics.csv up to `step`, as `Run.log` made them; after a kill, too.
+
+    Raises RunError if it is damaged otherwise.
+    """
     try:
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
+        rows = [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
         return [row for row in rows if int(row["step"]) <= step]
-    except (KeyError, ValueError):
-        raise RunError(f"--resume: {path} is damaged: a row has no step; mend it first") from None
+    except UnicodeDecodeError:
+        why = "it is no text"
+    except (KeyError, ValueError, csv.Error):
+        why = "a row has no step"
+    raise RunError(f"--resume: {path} is damaged: {why}; mend it first")
 
 
-def check_writable(runs_dir: Path) -> None:
-    """Raises RunError if no run folder could be made in `runs_dir`. Leaves nothing behind."""
+def check_writable(runs_dir: Path, fix: str = CHOOSE) -> None:
+    """Raises RunError if nothing could be made in `runs_dir`. Leaves nothing behind."""
     try:
         parent = Path(runs_dir)
         while not parent.exists() and not parent.is_symlink():
             parent = parent.parent
         os.rmdir(tempfile.mkdtemp(dir=parent))
     except OSError as error:
-        raise _unwritable(runs_dir, error) from None
+        raise _unwritable(runs_dir, error, fix) from None
 
 
 def _make_folder(runs_dir: Path, name: str) -> Path:
@@ -289,11 +296,8 @@ def _make_folder(runs_dir: Path, name: str) -> Path:
             attempt += 1
 
 
-def _unwritable(runs_dir: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write a run folder in '{runs_dir}' ({error.strerror}): "
-        "choose another with --runs-dir"
-    )
+def _unwritable(runs_dir: Path, error: OSError, fix: str = CHOOSE) -> RunError:
+    return RunError(f"cannot write a run folder in '{runs_dir}' ({error.strerror}): {fix}")
 
 
 def replace_file(path: Path, data: bytes) -> Path:

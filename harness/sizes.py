@@ -21,7 +21,10 @@ def check(args, env, state, devices: parallel.Devices) -> None:
         process cannot write where the run folder will be, or not track.
     """
     if devices.is_main:
-        runs.check_writable(Path(args.runs_dir))
+        if args.resume:
+            runs.check_writable(Path(args.resume), "--resume goes on in it: make it writable")
+        else:
+            runs.check_writable(Path(args.runs_dir))
         if args.track:
             tracking.check()
     copies = args.num_seeds
@@ -60,10 +63,10 @@ def describe(args, env, state, devices: parallel.Devices) -> str:
     if chunk != args.log_interval:
         steps = f"{chunk:,}, a whole number of steps of all {args.num_envs:,} environments"
         lines.append(f"--log-interval {args.log_interval:,} is rounded to {steps}")
-    if args.learning_starts >= args.total_timesteps:
+    end = contract.num_chunks(args) * chunk
+    if args.learning_starts >= end:
         starts = f"--learning-starts {args.learning_starts:,}"
-        end = f"--total-timesteps {args.total_timesteps:,}"
-        lines.append(f"no update will be made: {starts} is not below {end}")
+        lines.append(f"no update will be made: {starts} is not below the {end:,} steps of the run")
     return "\n".join(lines)
 
 
@@ -77,7 +80,11 @@ def check_memory(tree, flag: str, copies: float = 1) -> float:
     Raises RunError, naming `flag`, if the device has not that much free. A part of a pytree is
     less than one copy.
     """
-    needed = copies * num_bytes(tree)
+    return check_bytes(copies * num_bytes(tree), flag)
+
+
+def check_bytes(needed: float, flag: str) -> float:
+    """Returns so many bytes in GiB. Raises RunError, naming `flag`, if they are not free."""
     free = machine.device_memory_bytes()
     if free is not None and needed > 0.9 * free:
         sizes = f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"

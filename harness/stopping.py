@@ -4,15 +4,18 @@ import os
 import signal
 import socket
 import threading
+import time
 
+ECHO = 0.3  # seconds within which a signal again is the same request: `timeout` sends it twice
 STOP_GRACE = 3.0  # seconds that a second signal leaves Python to end before the process is ended
 
 
 class StopSignal:
     """Turns SIGINT and SIGTERM into a request to stop after the present chunk.
 
-    `requested` is the signal's number, or None. A second signal raises KeyboardInterrupt, and ends
-    the process if Python cannot raise it within STOP_GRACE seconds. Main thread only.
+    `requested` is the signal's number, or None. A second signal, ECHO seconds later or more,
+    raises KeyboardInterrupt, and ends the process if Python cannot raise it within STOP_GRACE
+    seconds. Main thread only.
 
     Python runs signal handlers between bytecodes, so never while XLA compiles or a chunk runs.
     Hence a thread too: it hears of a signal at once, by `signal.set_wakeup_fd`.
@@ -22,7 +25,7 @@ class StopSignal:
 
     def __init__(self):
         self.requested: int | None = None
-        self._handled = 0
+        self._handled: float | None = None  # when the first was
 
     @property
     def exit_code(self) -> int:
@@ -50,21 +53,23 @@ class StopSignal:
 
     def _handle(self, number: int, frame) -> None:
         self.requested = self.requested or number
-        self._handled += 1
-        if self._handled > 1:
+        now = time.monotonic()
+        self._handled = self._handled or now
+        if now - self._handled > ECHO:
             raise KeyboardInterrupt(number)
 
     def _watch(self) -> None:
-        heard = 0
+        heard: float | None = None  # when the first was
         while byte := self._reader.recv(1):
             number = byte[0]
             if number not in self.SIGNALS:
                 continue
-            heard += 1
+            now = time.monotonic()
             self.requested = self.requested or number
-            if heard == 1:
+            if heard is None:
+                heard = now
                 name = signal.Signals(number).name
                 text = f"\n{name}: stopping after the present chunk; once more to stop now\n"
                 os.write(2, text.encode())
-            elif not self._over.wait(STOP_GRACE):
+            elif now - heard > ECHO and not self._over.wait(STOP_GRACE):
                 os._exit(128 + number)

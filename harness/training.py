@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from harness import contract, learning_curve, parallel, runs
+from harness import contract, learning_curve, parallel, runs, sizes
 from harness.contract import Algorithm
 from harness.keeper import Keeper, Progressed, faults
 from harness.progress import Progress
@@ -46,7 +46,7 @@ def train(
       watch: (arguments, run folder) -> None, called of each finished run that has capture_video.
 
     Raises:
-      RunError: a folder cannot be made, or a run not be resumed.
+      RunError: a folder cannot be made, a run not be resumed, or the program not fit in memory.
       FloatingPointError: a loss, reward or parameter is not finite; it names step, metrics, seed
         and the last good checkpoint.
       checkpoints.SaveError: a checkpoint cannot be written.
@@ -78,7 +78,7 @@ class _Loop:
         self.algorithm, self.each, self.args = algorithm, each, each[0]
         self.train_envs, self.eval_envs, self.devices = train_envs, eval_envs, devices
         self.steps_per_chunk = contract.steps_per_chunk(self.args)
-        self.num_chunks = -(-self.args.total_timesteps // self.steps_per_chunk)
+        self.num_chunks = contract.num_chunks(self.args)
         self.at, self.stopping, self.evaluated = Progressed(), 0, False
         self.folders: list[runs.Run] = []
         self.keeper = Keeper(each, devices, self.steps_per_chunk, train_envs[0].engine)
@@ -212,11 +212,15 @@ class _Loop:
 
 
 def _compiled(program, state):
-    """The compiled program of a chunk; says how long it took and what it takes."""
+    """The compiled program of a chunk; says how long it took and what it takes.
+
+    Raises RunError if that much memory is not free.
+    """
     print("compiling the training loop ...", flush=True)
     start = time.perf_counter()
     chunk = program.lower(state).compile()
-    seconds, gib = time.perf_counter() - start, chunk.memory_analysis().temp_size_in_bytes / 2**30
+    seconds, needed = time.perf_counter() - start, chunk.memory_analysis().temp_size_in_bytes
+    gib = sizes.check_bytes(needed, "--batch-size, --updates-per-step, --num-envs")
     print(f"compiled in {seconds:.0f} s; running it takes {gib:.2f} GiB more", flush=True)
     return chunk
 

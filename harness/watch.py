@@ -9,6 +9,7 @@ and without one takes none.
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import importlib.util
 import io
 import json
@@ -179,7 +180,7 @@ def evaluate(algorithm: Algorithm, args: Any, environments: Environments) -> int
     bounds = {"eval_episodes": (2, MAX_EPISODES), "seed": (0, contract.MAX_INT)}
     command_line.check_bounds(args, bounds)
     folder, began = Path(args.evaluate), time.perf_counter()
-    records = _earlier(folder)
+    _earlier(folder)
     act = _policy(args, algorithm.load_policy)
     env, played = _played(algorithm, args, environments, act)
     engine = ORIGINAL if args.engine == ORIGINAL else env.engine
@@ -194,10 +195,11 @@ def evaluate(algorithm: Algorithm, args: Any, environments: Environments) -> int
     print(table(rows, env.success, kinds))
     print(f"95% interval of the mean: percentile bootstrap over episodes, {RESAMPLES:,} resamples")
     source = {"versions": machine.versions(), "git": machine.git_state(HERE)}
-    for row, episodes in zip(rows, played, strict=True):
-        returns = {"returns": episodes.returns.tolist(), "lengths": episodes.lengths.tolist()}
-        records.append(row | source | returns)
-    print(f"written: {_write(folder, records)}", flush=True)
+    records = [
+        row | source | {"returns": one.returns.tolist(), "lengths": one.lengths.tolist()}
+        for row, one in zip(rows, played, strict=True)
+    ]
+    print(f"written: {_add(folder, records)}", flush=True)
     if args.capture_video:
         name = f"evaluation__{engine}__seed{args.seed}.mp4".replace(" ", "_")
         _tell_film(folder / "videos" / name, played[1].motion, args.env_id)
@@ -257,6 +259,14 @@ def _earlier(folder: Path) -> list[dict]:
         text = f"{path} is damaged ({one_line(error)}); move it away"
         raise RunError(f"--evaluate: {text}") from None
     return records
+
+
+def _add(folder: Path, records: list[dict]) -> str:
+    """Adds to evaluation.json, one process after the other, and returns what was written."""
+    with (folder / "config.json").open() as held:  # the folder's own lock is a training's
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        return _write(folder, _earlier(folder) + records)
 
 
 def _write(folder: Path, records: list[dict]) -> str:

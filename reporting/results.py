@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -70,11 +71,11 @@ def find_runs(paths: list[Path], now: float | None = None) -> list[Run]:
     for path in paths:
         if not path.exists():
             raise ReportError(f"{path}: no such file or folder")
-        before = len(found)
         rows = [row for file in _ledgers(path) for row in _ledger(file)]
         by_folder = {row["folder"]: row for row in rows if row["folder"]}
         have = set()  # in this path: another may be of another algorithm
-        for place in _places(path):
+        places = _places(path)
+        for place in places:
             row = by_folder.get(str(place.resolve()), {})
             run = found.setdefault(place.resolve(), read_run(place, now, row))
             have.add((run.task, run.seed))
@@ -82,24 +83,39 @@ def find_runs(paths: list[Path], now: float | None = None) -> list[Run]:
             place = Path(row["folder"] or path / f"{row['task']}__{row['seed']}").resolve()
             if (row["task"], int(row["seed"])) not in have:
                 found[place] = _never_began(place, row)
-        if len(found) == before:
-            raise ReportError(f"{path}: no run in it (a run is a folder with config.json)")
+        if not (places or rows):
+            what = "a folder with config.json, or a CSV file with a JSON beside it"
+            raise ReportError(f"{path}: no run in it (a run is {what})")
     return sorted(found.values(), key=lambda run: (run.task, run.seed, str(run.folder)))
 
 
 def _places(path: Path) -> list[Path]:
     """Folders and CSV files that are runs."""
     if path.is_file():
-        return [path]
-    folders = {file.parent for name in ("config.json", "metrics.csv") for file in path.rglob(name)}
+        return [path] if path.suffix == ".csv" else []
+    below = _below(path)
+    folders = {file.parent for file in below if file.name in ("config.json", "metrics.csv")}
     named = re.compile(r".+__.+__\d+__\d{8}-\d{6}(-\d+)?")
-    folders |= {p for p in path.rglob("*__*__*") if p.is_dir() and named.fullmatch(p.name)}
-    files = {p.with_suffix(".csv") for p in path.rglob("*__*.json") if p.parent not in folders}
+    folders |= {p for p in below if named.fullmatch(p.name) and p.is_dir()}
+    beside = (p for p in below if "__" in p.name and p.suffix == ".json")
+    files = {p.with_suffix(".csv") for p in beside if p.parent not in folders}
     return sorted(folders | {p for p in files if p.is_file()})
 
 
+def _below(path: Path) -> list[Path]:
+    """All files and folders below, through links too, each folder once."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in (*folders, *files)]
+    return found
+
+
 def _ledgers(path: Path) -> list[Path]:
-    return sorted(path.rglob("runs.csv")) if path.is_dir() else []
+    return sorted(file for file in _below(path) if file.name == "runs.csv")
 
 
 def _ledger(path: Path) -> list[dict[str, str]]:
@@ -138,13 +154,13 @@ def read_run(place: Path, now: float, ledger: dict[str, str] | None = None) -> R
     metrics_file = place if single else place / "metrics.csv"
     problems = []
     try:
-        config = json.loads(config_file.read_text())
+        config = _config(config_file)
     except (OSError, ValueError) as error:
         config = {}
         problems.append(f"{config_file.name}: {'missing' if isinstance(error, OSError) else error}")
     try:
         rows = _rows(metrics_file)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         rows = []
         missing = isinstance(error, OSError)
         problems.append(f"no {metrics_file.name}" if missing else f"{metrics_file.name}: {error}")
@@ -181,10 +197,21 @@ def read_run(place: Path, now: float, ledger: dict[str, str] | None = None) -> R
     )
 
 
+def _config(path: Path) -> dict:
+    """A config.json. Raises OSError; ValueError if it is damaged."""
+    config = json.loads(path.read_text())
+    try:
+        int(config.get("args", {}).get("seed", 0))
+        list(config.get("hardware", {}).get("devices", []))
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError("damaged: no arguments of a run in it") from None
+    return config
+
+
 def _rows(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv by step, without empty cells and without a last row that was cut off.
 
-    Raises OSError; ValueError if a cell is not a number.
+    Raises OSError; ValueError or OverflowError if a cell is not a number, or a step is endless.
     """
     by_step: dict[int, dict[str, float]] = {}
     with path.open(newline="") as file:

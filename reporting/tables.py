@@ -113,7 +113,7 @@ def read_references(path: Path) -> list[dict[str, str]]:
                 row[name]
                 for name in ("task", "method", "at", "minutes", "statistic", "evaluation", "source")
             ]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         text = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise ReportError(f"--reference: {path}: {text}") from None
     return rows

@@ -86,6 +86,13 @@ def accelerators():  # all that it may see, unless the test says otherwise
     return int(os.environ.get("JAX_HAS", len(named)))
 """
 
+CHECK = """
+import sys
+
+if "abc" in sys.argv:
+    sys.exit(print("error: --gamma: invalid value 'abc'", file=sys.stderr) or 2)
+"""
+
 
 @pytest.fixture
 def bench(tmp_path):
@@ -98,6 +105,7 @@ def bench(tmp_path):
     (folder / "envs.py").write_text(f"def task_ids():\n    return {TASKS.split()}\n")
     (folder / "harness").mkdir()
     (folder / "harness" / "machine.py").write_text(MACHINE)
+    (folder / "harness" / "check.py").write_text(CHECK)
     (folder / "report.py").write_text("import sys\nprint('REPORT', *sys.argv[1:])\n")
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     environment |= {"PYTHON": sys.executable}
@@ -401,7 +409,9 @@ def test_devices_are_found(bench, tmp_path, visible, expected):
         ("--tasks ok-a --slurm", "--slurm: there is no sbatch"),
         ("--tasks ok-a -- --seed 3", "--seed: is set by benchmark.sh"),
         ("--tasks ok-a -- --gama 3", "--gama: flowrl_jax.py has no such flag"),
+        ("--tasks ok-a -- --gamma abc", "error: --gamma: invalid value 'abc'"),
         ("--tasks ok-a --out a/clone/README", "--out: cannot make folders"),
+        ("--tasks ok-a --out nowhere --report-only", "--out: 'nowhere' holds no runs"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(bench, flags, says, tmp_path):
@@ -413,6 +423,36 @@ def test_bad_input_is_one_line_and_leaves_nothing(bench, flags, says, tmp_path):
     assert says in done.stderr
     left = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)]
     assert left == before
+
+
+def test_a_value_that_is_empty_is_none(bench, tmp_path):
+    done = bench("--tasks", "ok-a", "--out", "", "--dry-run")
+    assert (done.returncode, done.stderr) == (2, "error: --out: needs a value\n")
+
+
+def test_a_task_named_twice_runs_once(bench):
+    done = bench("--tasks", "ok-a ok-b ok-a", "--seeds", "2", "--devices", "cpu", "--dry-run")
+    assert done.stdout.count("--env-id ok-a --seed 1") == 1
+    assert len(done.stdout.splitlines()) == 4
+
+
+def test_a_folder_without_a_run_takes_other_settings(bench):
+    (bench.out / "runs").mkdir(parents=True)
+    (bench.out / "settings.txt").write_text("--algorithm flowrl_jax --preset cpu --gamma 3\n")
+    flags = ["--tasks", "ok-a", "--seeds", "1", "--devices", "cpu", "--out", str(bench.out)]
+    assert bench(*flags).returncode == 0
+    other = bench(*flags, "--", "--gamma", "0.5")
+    assert other.returncode == 2
+    assert "holds runs of" in other.stderr
+
+
+def test_a_python_beside_the_caller_is_found(bench, tmp_path):
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "python").symlink_to(sys.executable)
+    flags = ["--tasks", "ok-a", "--seeds", "1", "--devices", "cpu", "--dry-run"]
+    done = bench(*flags, PYTHON="venv/python")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/venv/python" in done.stdout
 
 
 def test_a_dry_run_shows_and_writes_nothing(bench):

@@ -55,6 +55,15 @@ def test_each_table_stands_once_and_is_current(name, monkeypatch):
     assert docs.with_table(page, name, docs.TABLES[name]()) == page
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("foo", 2)])
+def test_with_an_argument_no_page_is_written(argument, code, monkeypatch):
+    monkeypatch.setattr(docs, "PAGES", [])  # else an error here would write them
+    monkeypatch.setattr(docs, "TABLES", {"table": lambda: pytest.fail("it goes on")})
+    monkeypatch.setattr(sys, "argv", ["docs.py", argument])
+    with pytest.raises(SystemExit, match=str(code)):
+        docs.main()
+
+
 def test_the_picture_is_of_the_tables_tasks_and_minutes(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(docs.protocol, "draw", lambda *all_of_it: given.extend(all_of_it))

@@ -1,6 +1,7 @@
 """The vector environments: their interface, resets, containment of bad states, determinism."""
 
 import copy
+import dataclasses
 import functools
 import os
 import subprocess
@@ -17,6 +18,9 @@ from chosen import fast_are
 from dm_control import suite
 
 import envs
+import flowrl_hlgauss_jax
+import flowrl_jax
+import sac_jax
 import vector_env
 from benchmarks import parity
 from engines import PhysicsState, mjx, native
@@ -277,6 +281,13 @@ def test_a_large_pool_repeats_its_first_states_until_they_are_refreshed():
     assert len(np.unique(pool, axis=0)) == vector_env.MAX_DISTINCT
     pool = np.asarray(env.refresh(state, 1).pool.obs).reshape(-1, env.observation_size)
     assert len(np.unique(pool, axis=0)) == vector_env.MAX_DISTINCT + vector_env.REFRESH
+
+
+def test_the_episodes_of_a_presets_evaluation_begin_apart():
+    for module in (flowrl_jax, flowrl_hlgauss_jax, sac_jax):
+        for name, preset in module.PRESETS.items():
+            args = dataclasses.replace(module.Args(), **preset)
+            assert 2 * args.eval_episodes <= vector_env.MAX_DISTINCT, name
 
 
 def test_step_is_pure():

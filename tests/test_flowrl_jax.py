@@ -143,6 +143,15 @@ def test_proximal_weight(indicator):
     assert len(np.unique(expected)) > 10  # neither clip rules everything
 
 
+@pytest.mark.parametrize(("w2_coef", "expected"), [(0.0, [1e-3, 1e-3]), (0.1, [1.0, 1e-3])])
+@pytest.mark.parametrize("gap", [178.0, 1e4])  # exp(u - mean u) is too large for a float32
+def test_a_weight_is_a_number_at_any_advantage(gap, w2_coef, expected):
+    args = dataclasses.replace(SMALL, w2_coef=w2_coef, w2_indicator=False)
+    q_behaviour, q_policy = jnp.array([2.5 * gap, 0.0]), jnp.zeros(2)
+    ours = flowrl.proximal_weight(q_behaviour, q_policy, args)
+    np.testing.assert_array_equal(ours, np.float32(expected))
+
+
 @pytest.mark.parametrize("weighting", ["per_sample", "batch_mean"])
 def test_update_uses_q_beta_from_before_and_q_phi_from_after_its_step(weighting):
     """Equations (5) and (6) within a whole update, for the order of algorithm.md."""

@@ -71,6 +71,10 @@ def test_a_run_that_cannot_be_measured_is_one_line(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "is no run folder" in refused()
+    for arguments, said in ((["tried"], "RUN_FOLDER: is missing"), (["a/b", "x"], "NAME: ")):
+        with pytest.raises(SystemExit, match="2"):
+            inside.main(arguments)
+        assert f"error: {said}" in capsys.readouterr().err
     config = {"algorithm": "sac_jax", "args": {}, "status": "finished"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "a run of sac_jax" in refused()

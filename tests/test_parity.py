@@ -1,6 +1,7 @@
 """benchmarks/parity.py: how states are chosen and counted. What it finds is in test_tasks.py."""
 
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -62,3 +63,19 @@ def test_a_row_replaces_its_like_and_no_other(tmp_path):
     with path.open() as file:
         rows = [(row["engine"], row["value"]) for row in csv.DictReader(file)]
     assert rows == [("mjx", "3"), ("native", "2")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--env-ids cheeta-run", "--env-ids: unknown task 'cheeta-run'; did you mean cheetah-run"),
+        ("--engine mjx --env-ids lqr-lqr_2_1 point_mass-hard", "--engine: point_mass-hard: mjx"),
+        ("--states 0", "--states: needs a whole number"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_at_once(flags, said, monkeypatch, capsys):
+    monkeypatch.setattr(parity, "measure", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr(sys, "argv", ["parity.py", *flags.split()])
+    with pytest.raises(SystemExit, match="2"):
+        parity.main()
+    assert said in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """The protocol's runs: what is kept of them, their table, and what is read off a flat start."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import late_start, protocol
+from harness.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = "step,eval/episodic_return_sampled,losses/q,losses/q_behaviour\n"
@@ -134,11 +136,51 @@ def test_of_more_variants_than_tasks_each_has_a_row(kept, monkeypatch):
 
 def test_runs_of_other_tasks_are_turned_away(kept):
     write_run(kept / "r", "cartpole-swingup", 1, [1])
-    with pytest.raises(ValueError, match="cartpole-swingup is no task of PROTOCOL"):
+    with pytest.raises(RunError, match="cartpole-swingup is no task of PROTOCOL"):
         protocol.collect("flowrl_8x128", kept / "r")
     write_run(kept / "s", "humanoid-stand", 1, [1])
-    with pytest.raises(ValueError, match=r"humanoid-stand is no task .* for w2_coef=0"):
+    with pytest.raises(RunError, match=r"humanoid-stand is no task .* for w2_coef=0"):
         protocol.collect("w2_coef=0", kept / "s")
+
+
+BROKEN = {  # of the last of several runs -> what is said of it
+    "config.json": ("not json", "config.json is damaged"),
+    "metrics.csv": (HEADER, "has no evaluation"),
+}
+
+
+@pytest.mark.parametrize("file", BROKEN)
+def test_where_one_run_cannot_be_kept_none_is(file, kept):
+    for seed in (1, 2):
+        write_run(kept / "r", "walker-run", seed, [1])
+    content, said = BROKEN[file]
+    (*_, last) = sorted(kept.glob(f"r/runs/*/{file}"))
+    last.write_text(content)
+    with pytest.raises(RunError, match=said):
+        protocol.collect("flowrl_8x128", kept / "r")
+    last.unlink()
+    if file == "metrics.csv":
+        with pytest.raises(RunError, match="No such file"):
+            protocol.collect("flowrl_8x128", kept / "r")
+    assert not (kept / "development").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["v"], "RESULTS: is missing"),
+        (["v", "nothere"], "RESULTS: .* has no runs"),
+        (["v", __file__], "RESULTS: .* has no runs"),
+        (["../v", "nothere"], "VARIANT: "),
+    ],
+)
+def test_a_bad_command_line_writes_nothing(arguments, said, kept, monkeypatch, capsys):
+    monkeypatch.setattr(protocol, "curves", lambda name: pytest.fail("tables are made"))
+    before = sorted(kept.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        protocol.main(arguments)
+    assert re.search(f"error: {said}", capsys.readouterr().err)
+    assert sorted(kept.rglob("*")) == before
 
 
 def test_a_variant_without_a_cell_has_no_column(kept, monkeypatch):

@@ -185,6 +185,35 @@ def test_a_folder_of_runs_py_is_read_as_it_was_written(tmp_path):
     assert failed.why == "no metrics.csv; failed at step 0: ValueError: bad luck"
 
 
+def test_runs_behind_links_are_found_once(tmp_path):
+    made = write_run(tmp_path / "scratch", "dog-run", 1, [1.0])
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "runs").symlink_to(tmp_path / "scratch")
+    (tmp_path / "results" / "again").symlink_to(made)
+    (tmp_path / "results" / "round").symlink_to(tmp_path / "results")  # a circle
+    (run,) = results.find_runs([tmp_path / "results", tmp_path / "scratch"])
+    assert (run.task, run.status) == ("dog-run", "finished")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("config.json", "[]", "config.json: damaged"),
+        ("config.json", '{"args": null}', "config.json: damaged"),
+        ("config.json", '{"args": {"seed": "one"}}', "config.json: damaged"),
+        ("config.json", '{"hardware": null}', "config.json: damaged"),
+        ("metrics.csv", "step,charts/seconds\ninf,1\n", "metrics.csv: cannot convert"),
+    ],
+)
+def test_a_damaged_run_is_listed_and_the_others_are_shown(tmp_path, file, text, says):
+    write_run(tmp_path, "dog-run", 1, [1.0])
+    (write_run(tmp_path, "dog-run", 2, [2.0]) / file).write_text(text)
+    groups, _ = results.group_runs(results.find_runs([tmp_path]))
+    found = [run for group in groups for run in group.runs]
+    assert [1.0] in [run.returns["sampled"].tolist() for run in found if run.status == "finished"]
+    assert any(says in run.why for run in found)
+
+
 def test_collected_csv_files_are_runs_too():
     folder = ROOT / "benchmarks" / "learning"
     found = results.find_runs([folder])
@@ -570,6 +599,8 @@ def test_names_of_published_figures_do_not_overlap(tmp_path):
     [
         ([], "PATH"),
         (["nowhere"], "nowhere: no such file or folder"),
+        ([str(ROOT / "README.md")], "README.md: no run in it"),
+        ([".", "--html", "results.md"], "--html: results.md does not end in .html"),
         (["."], "no run in it"),
         ([".", "--steps", "none"], "--steps: needs a number above 0, got 'none'"),
         ([".", "--minutes", "-1"], "--minutes"),

@@ -14,6 +14,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest import mock
@@ -37,6 +38,7 @@ from harness import (
     parallel,
     replay,
     runs,
+    sizes,
     training,
 )
 from harness.errors import RunError
@@ -287,6 +289,7 @@ class Probe:
     log_interval: int = 10
     capture_video: bool = False
     eval_interval: int = 30
+    eval_episodes: int = 1
     checkpoint_interval: int = 20
     keep_checkpoints: int = 2
     checkpoint_replay: bool = True
@@ -661,8 +664,16 @@ def test_no_folder_no_run_no_checkpoint(tmp_path):
 def test_a_finished_run_is_refused(tmp_path):
     assert train(Probe(str(tmp_path))) == 0
     (folder,) = tmp_path.iterdir()
-    with pytest.raises(RunError, match=r"has finished all of its 120 steps; .*--total-time"):
+    with pytest.raises(RunError, match=r"has finished all of its steps; .*--total-time.* 120$"):
         resumed(folder)
+
+
+def test_steps_that_round_to_those_it_has_are_refused_too(tmp_path):
+    assert train(Probe(str(tmp_path), total_timesteps=115)) == 0  # 120: chunks of 10
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(RunError, match=r"raise --total-timesteps above 120$"):
+        resumed(folder, "--total-timesteps", "118")
+    assert resumed(folder, "--total-timesteps", "121").total_timesteps == 121
 
 
 def test_a_run_at_work_is_refused(tmp_path):
@@ -733,9 +744,34 @@ def test_rows_without_a_step_are_one_line_and_nothing_is_touched(folder):
     text = (folder / "metrics.csv").read_text()
     (folder / "metrics.csv").write_text(text.replace("step", "stop", 1))
     before = on_disk(folder)
-    with pytest.raises(RunError, match=r"--resume: .*metrics.csv is damaged"):
-        train(resumed(folder))
+    with pytest.raises(RunError, match=r"--resume: .*metrics.csv is damaged: a row has no step"):
+        resumed(folder)  # before anything is compiled
     assert on_disk(folder) == before
+
+
+def test_rows_that_are_no_text_are_one_line(folder):
+    with (folder / "metrics.csv").open("ab") as file:
+        file.write(b"\xff\xfe,1\n")
+    with pytest.raises(RunError, match=r"--resume: .*metrics.csv is damaged: it is no text"):
+        resumed(folder)
+
+
+def test_a_stored_value_that_no_flag_could_have_is_damage(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["args"]["num_envs"] = -1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"--resume: .*config.json is damaged: --num-envs: needs"):
+        resumed(folder)
+
+
+def test_a_folder_to_resume_that_cannot_be_written_is_named(folder, monkeypatch):
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    args = resumed(folder)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(RunError, match=r"--resume goes on in it: make it writable"):
+        sizes.check(args, None, None, mock.Mock(is_main=True))
 
 
 def test_rows_are_cut_behind_the_checkpoint_and_half_ones_too(tmp_path):

@@ -226,6 +226,7 @@ def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():
         (["--resume", ""], "--resume: needs a run folder"),
         (["--num-seeds=2", "--on-nonfinite=skip"], "--on-nonfinite: .* use --num-seeds 1"),
         (["--resume"], "--resume: needs a run folder"),
+        (["--seed=1073741824", "--num-seeds=2"], "--seed: needs .* at most 1,073,741,824"),
         (["--engine", "nativ"], "--engine: 'nativ' is not one of auto, .*dm_control"),
     ],
 )

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from scripts import run_script
 
-from harness import contract, parallel, progress, stopping, training
+import flowrl_jax as flowrl
+from harness import contract, machine, parallel, progress, sizes, stopping, training
+from harness.errors import RunError
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -84,15 +86,15 @@ ONE_LONG_CHUNK = """
 """
 
 
-def signalled(script: str, *numbers: int) -> tuple[int, str, float]:
-    """Runs `script` to its line "ready", sends signals 0.5 s apart: exit code, output, seconds."""
+def signalled(script: str, *numbers: int, apart: float = 0.5) -> tuple[int, str, float]:
+    """Runs `script` to its line "ready", sends signals `apart` s: exit code, output, seconds."""
     process = run_script(script)
     try:
         while process.stdout.readline().strip() != "ready":
             assert process.poll() is None
         start = time.monotonic()
         for number in numbers:
-            time.sleep(0.5)
+            time.sleep(apart)
             process.send_signal(number)
         output, _ = process.communicate(timeout=20)
         return process.returncode, output, time.monotonic() - start
@@ -117,6 +119,15 @@ def test_a_second_signal_interrupts(second):
     assert "KeyboardInterrupt" in output
     assert "saved" not in output
     assert seconds < 1 + stopping.STOP_GRACE
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    """As `timeout` sends it: to the process, and to its group."""
+    script = CHUNKS.replace("time.sleep(0.01)", "time.sleep(2)")
+    returncode, output, _ = signalled(script, signal.SIGTERM, signal.SIGTERM, apart=0.05)
+    assert returncode == 143
+    assert "saved after 15" in output
+    assert output.count("stopping after the present chunk") == 1
 
 
 def test_a_second_signal_ends_a_chunk_that_does_not_return():
@@ -181,6 +192,28 @@ def train(args, chunk, evaluate):
     )
     env = mock.Mock(refresh=lambda env, index: env, success=None, engine="none", check=lambda x: x)
     return training.train(algorithm, [args], [env], [env], parallel.Devices(args))
+
+
+def test_a_program_that_cannot_fit_is_refused_before_there_is_a_folder(tmp_path, monkeypatch):
+    def chunk(state):  # 4 MB between input and output
+        numbers = jnp.sort(jnp.broadcast_to(state.learner, 1_000_000) + jnp.arange(1e6) % 7)
+        return state.replace(learner=jnp.sum(numbers * numbers[::-1])), {}
+
+    monkeypatch.setattr(machine, "device_memory_bytes", lambda: 1_000_000)
+    with pytest.raises(RunError, match=r"^--batch-size, .* cannot fit: .*; lower it$"):
+        train(Args(str(tmp_path)), chunk, lambda: {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("learning_starts", "told"), [(1_999, False), (2_000, True)])
+def test_updates_that_never_come_are_told(learning_starts, told):
+    small = dict(num_envs=4, total_timesteps=1_001, log_interval=2_000)  # 2,000 steps: one chunk
+    args = dataclasses.replace(flowrl.Args(), **small, learning_starts=learning_starts)
+    env = mock.Mock(num_envs=4, observation_size=5, action_size=1, engine="native")
+    state = mock.Mock(learner=State(0, 0), env=jnp.zeros(4))  # no networks
+    state.replay.data = jnp.zeros((8, 3))
+    said = sizes.describe(args, env, state, mock.Mock(count=1))
+    assert ("no update will be made" in said) == told
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

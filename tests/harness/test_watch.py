@@ -221,6 +221,20 @@ def test_evaluation_is_added_to_the_run_folder(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(first[1]["returns"], original[1]["returns"], rtol=0.05)
 
 
+def test_two_evaluations_at_once_are_both_kept(tmp_path, monkeypatch):
+    folder, play, flags = saved_run(tmp_path), watch._played, ("--eval-episodes", 2, "--seed")
+
+    def another_meanwhile(*arguments):
+        monkeypatch.setattr(watch, "_played", play)
+        assert command("--evaluate", folder, *flags, 6, monkeypatch=monkeypatch) == 0
+        return play(*arguments)
+
+    monkeypatch.setattr(watch, "_played", another_meanwhile)
+    assert command("--evaluate", folder, *flags, 5, monkeypatch=monkeypatch) == 0
+    records = json.loads((folder / "evaluation.json").read_text())
+    assert [record["seed"] for record in records] == [6, 6, 5, 5]
+
+
 def damage(name: str, data: bytes | None):
     def change(folder: Path) -> None:
         (folder / name).unlink() if data is None else (folder / name).write_bytes(data)
@@ -250,6 +264,9 @@ def set_args(**changes):
         (damage("evaluation.json", b"nonsense"), [], "evaluation.json"),
         (set_args(hidden_size=16), [], "does not fit"),
         (set_args(hidden_size="8"), [], "hidden_size"),
+        (set_args(hidden_size=-32), [], "config.json is damaged: --hidden-size: needs"),
+        (set_args(flow_steps=0), [], "config.json is damaged: --flow-steps: needs"),
+        (set_args(ode_solver="foo"), [], "config.json is damaged: --ode-solver"),
         (set_args(no_such_argument=1), [], "no_such_argument"),
         (set_args(env_id="cartpole-two_poles"), [], "does not fit"),
         (set_args(env_id="reacher-easy"), [], "does not fit"),

@@ -90,7 +90,6 @@ def run(arguments: list[str]) -> tuple[int, str, int]:
         mock.patch.object(machine, "device_memory_bytes", return_value=2**26),
         mock.patch.object(parallel, "connect", refuse),  # it waits for others
         mock.patch.object(tracking, "check"),  # it may ask Weights & Biases
-        mock.patch.dict(sys.modules, {"warp": None}),  # measures for a minute
         mock.patch.object(sys, "argv", ["flowrl_jax.py", *arguments]),
         contextlib.redirect_stderr(errors),
         contextlib.redirect_stdout(io.StringIO()),
@@ -98,6 +97,8 @@ def run(arguments: list[str]) -> tuple[int, str, int]:
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
+        # Warp measures for a minute. Not patch.dict, which forgets what is imported meanwhile.
+        stack.enter_context(pytest.MonkeyPatch.context()).setitem(sys.modules, "warp", None)
         try:
             code = command_line.exit_code(flowrl.main, flowrl.ALGORITHM, envs.UsageError)
         except SystemExit as stop:  # --help

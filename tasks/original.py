@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from tasks.base import Task
+from tasks.models import import_dm_control
 from tasks.resets import load_original, reseed
 
 
@@ -21,6 +22,7 @@ class Original:
     def __init__(self, task: Task, seed: int):
         self._seed = seed
         self._env = load_original(task, seed)
+        self._invalid = import_dm_control("rl.control").PhysicsError
         self.restart()
         low, high = task.model.actuator_ctrlrange.T  # dm_control's, where it has one
         self._middle, self._half_range = (high + low) / 2, (high - low) / 2
@@ -37,10 +39,14 @@ class Original:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
         """One control step. action: (A,), clipped to [-1, 1] as `VectorEnv.step` does.
 
-        Returns observation, reward, and the end.
+        Returns observation, reward, and the end, which a state that MuJoCo finds invalid is, too,
+        as for `VectorEnv.step`; dm_control raises there.
         """
         action = np.clip(action, -1.0, 1.0)  # not every actuator has a range of its own
-        outcome = self._env.step(self._middle + self._half_range * action)
+        try:
+            outcome = self._env.step(self._middle + self._half_range * action)
+        except self._invalid:
+            return flatten(self._env.task.get_observation(self._env.physics)), 0.0, True
         return flatten(outcome.observation), outcome.reward, outcome.last()
 
     @property

@@ -92,6 +92,19 @@ def test_returns_are_those_of_the_original_environment(env_id, act):
     assert len(ours.motion.qpos) == env.episode_length
 
 
+def test_an_invalid_state_ends_an_episode_of_the_original():
+    original, action = envs.make_original("cartpole-balance", 11), np.zeros(1)
+    original.reset()
+    assert not original.step(action)[2]
+    original._env.physics.data.qvel[:] = np.nan
+    obs, reward, over = original.step(action)
+    assert (obs.shape, reward, over) == ((5,), 0.0, True)
+    original.reset()
+    obs, reward, over = original.step(action)
+    assert np.isfinite(obs).all()
+    assert not over
+
+
 def test_sampled_episodes_repeat_by_key():
     env = envs.make("cartpole-balance", 2, "native", num_threads=1)
     env.episode_length = 100

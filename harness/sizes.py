@@ -22,7 +22,7 @@ def check(args, env, state, devices: parallel.Devices) -> None:
     """
     if devices.is_main:
         if args.resume:
-            runs.check_writable(Path(args.resume), "--resume goes on in it: make it writable")
+            runs.check_writable(Path(args.resume), "--resume goes on in it; make it writable")
         else:
             runs.check_writable(Path(args.runs_dir))
         if args.track:

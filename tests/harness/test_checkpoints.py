@@ -770,7 +770,7 @@ def test_a_folder_to_resume_that_cannot_be_written_is_named(folder, monkeypatch)
 
     args = resumed(folder)
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(RunError, match=r"--resume goes on in it: make it writable"):
+    with pytest.raises(RunError, match=r"--resume goes on in it; make it writable"):
         sizes.check(args, None, None, mock.Mock(is_main=True))
 
 

@@ -171,7 +171,7 @@ if ((!report_only)); then
             die "${word%%=*}: $algorithm.py has no such flag"
     done
     # Their values too, before anything is made: a folder is of one setting.
-    wrong=$(cd "$here" && "$python" -m harness.check "$algorithm" --preset "$preset" "${extra[@]}" 2>&1) ||
+    wrong=$(cd "$here" && "$python" -m harness.check "$algorithm" --preset "$preset" "${extra[@]}" 2>&1 | tail -n 1) ||
         die "${wrong#error: }"
 fi
 ((!report_only)) || [[ -f $out/jobs.txt ]] || die "--out: '$out' holds no runs to report on"

@@ -15,6 +15,7 @@ import json
 import pathlib
 import re
 import sys
+import types
 import typing
 from math import nan
 
@@ -328,8 +329,8 @@ def policies() -> str:
         first = json.loads((folder / "evaluation.json").read_text())[:2]  # the two kinds
         cells = [f"{row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in first]
         args = config["args"]
-        chunk, curve = args["log_interval"], folder / "metrics.csv"
-        steps = -(-args["total_timesteps"] // chunk) * chunk  # a run ends with its chunk
+        run, curve = types.SimpleNamespace(**args), folder / "metrics.csv"
+        steps = contract.num_chunks(run) * contract.steps_per_chunk(run)
         if curve.exists():  # kept where a run was stopped
             steps = int(list(csv.DictReader(curve.open()))[-1]["step"])
         step, left = args["learning_rate"], args.get("learning_rate_decay", 1.0)

@@ -196,7 +196,7 @@ def _stored_args(algorithm: Algorithm, folder: str | Path):
     """As `runs.read_args`, which raises RunError; so does a value that no flag could have had."""
     args = runs.read_args(algorithm, folder)
     try:
-        check_bounds(args, {**contract.BOUNDS, **algorithm.bounds})
+        check(args, algorithm)
         for name, hint in typing.get_type_hints(type(args)).items():
             choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
             if choices and getattr(args, name) not in choices:
@@ -287,6 +287,11 @@ def _first_sentence(boxed: str, flags: list[str]) -> str:
     elif unknown:
         text = f"{unknown[2]!r}: a flag's name has to stand before it, such as --env-id"
     return f"{text or 'the command line does not parse'}; see --help"
+
+
+def check(args, algorithm: Algorithm) -> None:
+    """`check_bounds` by all bounds that there are of an algorithm's arguments."""
+    check_bounds(args, {**contract.BOUNDS, **algorithm.bounds})
 
 
 def check_bounds(args, bounds: Mapping[str, tuple[float, float]]) -> None:

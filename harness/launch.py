@@ -18,11 +18,10 @@ def run(algorithm: contract.Algorithm, args: Any, environments: contract.Environ
     """
     if args.evaluate:
         return watch.evaluate(algorithm, args, environments)
-    bounds = {**contract.BOUNDS, **algorithm.bounds}
-    command_line.check_bounds(args, bounds)
+    command_line.check(args, algorithm)
     devices = parallel.Devices(args)
     each = [dataclasses.replace(args, seed=args.seed + k) for k in range(args.num_seeds)]
-    command_line.check_bounds(each[-1], bounds)  # the highest seed, too
+    command_line.check(each[-1], algorithm)  # the highest seed, too
     make = environment_maker(args, environments)
     env = devices.spread(make, args.num_envs, seed=args.seed)
     shapes = jax.eval_shape(functools.partial(algorithm.init_state, env, args))

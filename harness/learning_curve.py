@@ -2,14 +2,11 @@
 
 import contextlib
 import csv
-import io
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-from harness import runs
 
 CURVES = {  # metrics.csv column -> label and colour in learning_curve.png
     "eval/episodic_return_sampled": ("evaluation, sampled", "#0072B2"),
@@ -70,6 +67,7 @@ def plot(folder: Path) -> Path:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="best")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    return runs.replace_file(folder / "learning_curve.png", picture.getvalue())
+    path, partial = folder / "learning_curve.png", folder / "learning_curve.png.partial"
+    figure.savefig(partial, dpi=120, format="png")
+    os.replace(partial, path)  # a stop on the way leaves the picture of before
+    return path

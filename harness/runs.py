@@ -26,8 +26,8 @@ from harness import checkpoints, machine, tracking
 from harness.contract import Algorithm
 from harness.errors import RunError, one_line
 
-# Arguments that a resume may change: none of them changes what a step does.
 CHOOSE = "choose another with --runs-dir"
+# Arguments that a resume may change: none of them changes what a step does.
 CHANGEABLE = {"total_timesteps", "num_threads", "warp_headroom", "on_nonfinite", "resume"}
 CHANGEABLE |= {"checkpoint_interval", "checkpoint_replay", "keep_checkpoints"}
 CHANGEABLE |= {"track", "capture_video"}

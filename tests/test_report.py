@@ -169,6 +169,12 @@ def test_scores_are_shares_of_the_suites_own_scale():
 # --- reading --------------------------------------------------------------------------------------
 
 
+def test_neither_jax_nor_what_trains_is_imported():
+    code = "import sys, report; print({'jax', 'harness.runs'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_a_folder_of_runs_py_is_read_as_it_was_written(tmp_path):
     config = {"env_id": "dog-run", "seed": 4, "preset": "cpu", "total_timesteps": 200}
     with runs.Run.create(tmp_path, "dog-run", "flowrl_jax", 4, config) as run:

@@ -56,8 +56,9 @@ class Args(flowrl.Args):
     v_min: float = -5.0  # lowest edge; below the lowest return by a few bins, as a bell has tails
     v_max: float = 105.0  # highest edge; rewards in [0, 1] give 1 / (1 - gamma) at most
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
-    learning_rate_decay: float = 1.0  # share of learning_rate that is left after decay_updates
+    learning_rate_decay: float = 1.0  # share of learning_rate that is left at the fall's end
     decay_updates: int = 50_000  # updates over which Adam's step falls to that, linearly
+    decay_after: int = 0  # updates before the fall begins: of the step, and of mean_to_min
     target_heads: Heads = "min"  # of Q_phi's two, in y; mean_to_min: over decay_updates
 
 
@@ -69,7 +70,8 @@ GPU |= dict(target_tau=0.1, learning_rate_decay=0.3, decay_updates=100_000)
 PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU, "gpu": flowrl.PRESETS["gpu"] | GPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
-BOUNDS |= {"learning_rate_decay": (0, 1), "decay_updates": (2, MAX_INT)}
+BOUNDS |= {"learning_rate_decay": (0, 1)}
+BOUNDS |= {"decay_updates": (2, MAX_INT), "decay_after": (0, MAX_INT)}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)
 
@@ -107,7 +109,7 @@ def step_size(args: Args, every: int = 1) -> optax.ScalarOrSchedule:
     if args.learning_rate_decay == 1.0:
         return args.learning_rate
     end = args.learning_rate * args.learning_rate_decay
-    return falling(args.learning_rate, end, args.decay_updates // every)
+    return falling(args.learning_rate, end, args.decay_updates // every, args.decay_after // every)
 
 
 def init_learner(key: Array, obs_size: int, action_size: int, args: Args) -> LearnerState:
@@ -247,7 +249,7 @@ def of_heads(q: Array, updates: Array, args: Args) -> Array:
     """What y takes of the heads, after so many updates: (H, B) -> (B,)."""
     low, mean = q.min(axis=0), q.mean(axis=0)
     if args.target_heads == "mean_to_min":
-        share = jnp.clip(updates / args.decay_updates, 0.0, 1.0)
+        share = jnp.clip((updates - args.decay_after) / args.decay_updates, 0.0, 1.0)
         return share * low + (1.0 - share) * mean
     return low if args.target_heads == "min" else mean
 

@@ -234,11 +234,11 @@ def share_of_min(share):
 
 @pytest.mark.parametrize(
     ("heads", "updates", "share"),
-    [("mean", 0, 0), ("mean_to_min", 0, 0), ("mean_to_min", 3, 0.3), ("mean_to_min", 99, 1)],
+    [("mean", 0, 0), ("mean_to_min", 1, 0), ("mean_to_min", 5, 0.3), ("mean_to_min", 99, 1)],
 )
 def test_targets_by_other_than_the_minimum_of_heads(updated, heads, updates, share):
     state, minimum, _, batch, _ = updated
-    args = dataclasses.replace(SMALL, target_heads=heads, decay_updates=10)
+    args = dataclasses.replace(SMALL, target_heads=heads, decay_updates=10, decay_after=2)
     state = state.replace(critics=state.critics.replace(step=jnp.int32(updates)))
     after, metrics = UPDATE(state, make_batch(), NOISE, args, jnp.int32(1))
     expected = expected_metrics(state, after, batch, share_of_min(share))
@@ -273,18 +273,18 @@ def test_without_a_policy_step_only_statistics_of_the_policy_move(updated):
     assert all(jax.tree.leaves(moved.params))
 
 
-def test_the_step_falls_in_decay_updates_and_stays(updated):
+def test_the_step_falls_after_decay_after_in_decay_updates_and_stays(updated):
     """Each parameter moves by Adam's direction times the step of that update, the policy's too."""
     *_, batch, _ = updated
     single = jax.tree.map(jnp.float32, batch)
-    falls = dict(learning_rate=1e-2, learning_rate_decay=0.2, decay_updates=4)
+    falls = dict(learning_rate=1e-2, learning_rate_decay=0.2, decay_updates=4, decay_after=2)
     args = dataclasses.replace(SMALL, **falls)
     state, run = make_learner(args), jax.jit(hl.update, static_argnums=3)
-    names = {  # updates so far -> step; the policy's of updates 0, 2, 4, 6
-        "critics": [1e-2, 0.8e-2, 0.6e-2, 0.4e-2, 0.2e-2, 0.2e-2, 0.2e-2],
-        "velocity_field": [1e-2, None, 0.6e-2, None, 0.2e-2, None, 0.2e-2],
+    names = {  # updates so far -> step; the policy's of updates 0, 2, 4, 6, 8
+        "critics": [1e-2, 1e-2, 1e-2, 0.8e-2, 0.6e-2, 0.4e-2, 0.2e-2, 0.2e-2, 0.2e-2],
+        "velocity_field": [1e-2, None, 1e-2, None, 0.6e-2, None, 0.2e-2, None, 0.2e-2],
     }
-    for k in range(7):
+    for k in range(9):
         before, (state, _) = state, run(state, single, NOISE, args)
         for name, steps in names.items():
             old, new = getattr(before, name), getattr(state, name)
@@ -298,6 +298,14 @@ def test_the_step_falls_in_decay_updates_and_stays(updated):
                 m, v = np.float64(m) / (1 - 0.9**count), np.float64(v) / (1 - 0.999**count)
                 moved = np.float64(q) - np.float64(p)
                 np.testing.assert_allclose(moved, -scale * m / (np.sqrt(v) + 1e-8), atol=2e-6)
+
+
+def test_a_fall_begins_at_once_unless_told():
+    falls = dataclasses.replace(SMALL, learning_rate=1.0, learning_rate_decay=0.5)
+    falls = dataclasses.replace(falls, decay_updates=4, target_heads="mean_to_min")
+    assert [float(hl.step_size(falls)(k)) for k in range(5)] == [1, 0.875, 0.75, 0.625, 0.5]
+    q = jnp.array([[0.0], [2.0]])
+    assert [float(hl.of_heads(q, k, falls)[0]) for k in range(5)] == [1, 0.75, 0.5, 0.25, 0]
 
 
 def test_a_constant_step_keeps_the_optimiser_of_checkpoints_of_before():

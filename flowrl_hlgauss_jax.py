@@ -17,6 +17,8 @@ imported: read it first. Two things are added, each from a paper of its own:
                  phi  <- phi  - grad mean -sum_k h_k(y)   log p_k(s, a)                        (2)
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)
+    acting       a <- clip(a + eta i / N xi, -1, 1),  xi ~ N(0, 1),  in environment i of N     (11)
+                 eta: --action-noise, after Seo et al., "FastTD3", arXiv 2505.22642
 
 The heads of Q_phi and Q_beta have the same layers and see the same (s, a): they are one network of
 four heads, a single product for each layer.
@@ -59,6 +61,7 @@ class Args(flowrl.Args):
     learning_rate_decay: float = 1.0  # share of learning_rate that is left at the fall's end
     decay_updates: int = 50_000  # updates over which Adam's step falls to that, linearly
     decay_after: int = 0  # updates before the fall begins: of the step, and of mean_to_min
+    action_noise: float = 0.0  # eta of (11), in units of actions; of training only
     target_heads: Heads = "min"  # of Q_phi's two, in y; mean_to_min: over decay_updates
 
 
@@ -70,7 +73,7 @@ GPU |= dict(target_tau=0.1, learning_rate_decay=0.3, decay_updates=100_000)
 PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU, "gpu": flowrl.PRESETS["gpu"] | GPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
 BOUNDS |= {"v_min": (-MAX_INT, 0), "v_max": (1e-3, MAX_INT)}
-BOUNDS |= {"learning_rate_decay": (0, 1)}
+BOUNDS |= {"learning_rate_decay": (0, 1), "action_noise": (0, 2)}
 BOUNDS |= {"decay_updates": (2, MAX_INT), "decay_after": (0, MAX_INT)}
 SIGMA = 0.75  # of (9), in bins: the paper's
 STD_MIN, OBS_MAX = 1e-2, 10.0  # of (7)
@@ -319,10 +322,25 @@ def update(
 
 
 # ----------------------------------------------------------------------------------------- train
-# Acts in N environments, stores N transitions, makes U updates: as FlowRL, with what is new here.
-train_step = functools.partial(
-    flowrl.train_step, act=policy_action, update=update, draw=draw_batches
-)
+def explore(noise: Array, action: Array, args: Args) -> Array:
+    """Equation (11), xi and a: (N, A), (N, A) -> (N, A)."""
+    chex.assert_equal_shape([noise, action])
+    scale = jnp.linspace(0.0, args.action_noise, len(action) + 1)[1:, None]
+    return jnp.clip(action + scale * noise, -1.0, 1.0)
+
+
+def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
+    """Acts in N environments, stores N transitions, makes U updates; as flowrl_jax.train_step."""
+    act = policy_action
+    if args.action_noise:
+        key, noise_key = jax.random.split(state.key)
+        noise = jax.random.normal(noise_key, (env.num_envs, env.action_size))
+        state = state.replace(key=key)
+
+        def act(theta: Params, obs: Array, x0: Array, args: Args) -> Array:
+            return explore(noise, policy_action(theta, obs, x0, args), args)
+
+    return flowrl.train_step(state, env, args, act=act, update=update, draw=draw_batches)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "args"), donate_argnums=0)

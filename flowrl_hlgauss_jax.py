@@ -329,7 +329,9 @@ def explore(noise: Array, action: Array, args: Args) -> Array:
     return jnp.clip(action + scale * noise, -1.0, 1.0)
 
 
-def train_step(state: TrainState, env: VectorEnv, args: Args) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, env: VectorEnv, args: Args, update=update
+) -> tuple[TrainState, Metrics]:
     """Acts in N environments, stores N transitions, makes U updates; as flowrl_jax.train_step."""
     act = policy_action
     if args.action_noise:

@@ -395,9 +395,10 @@ def test_the_policys_gradient_goes_through_the_categorical_value(updated):
         assert ours == pytest.approx(directional(loss, theta64, direction), rel=1e-3, abs=1e-3)
 
 
-def test_what_acts_sees_normalised_observations():
-    """The stored action is `policy_action`'s, with statistics that change it."""
-    args = dataclasses.replace(PROBE, learning_starts=0, hidden_size=32)
+@pytest.mark.parametrize("action_noise", [0.0, 0.4])
+def test_what_acts_sees_normalised_observations(action_noise):
+    """The stored action is `policy_action`'s, with statistics that change it, and noise."""
+    args = dataclasses.replace(PROBE, learning_starts=0, hidden_size=32, action_noise=action_noise)
     env = bandit.Probe(4, 3, False, jnp.ones_like)
     state = hl.init_state(env, args)
     network = state.learner.velocity_field
@@ -405,14 +406,23 @@ def test_what_acts_sees_normalised_observations():
     theta = {"params": perturbed(network.params["params"], 1), "obs": seen}
     learner = state.learner.replace(velocity_field=network.replace(params=theta))
     state = state.replace(learner=learner)
-    x0 = flowrl.source_noise(jax.random.split(state.key, 4)[1], (4, 1))
+    key, noise_key = jax.random.split(state.key) if action_noise else (state.key, state.key)
+    x0 = flowrl.source_noise(jax.random.split(key, 4)[1], (4, 1))
     expected = hl.policy_action(theta, state.env.obs, x0, args)
     raw = flowrl.policy_action(theta, state.env.obs, x0, args)
+    xi = np.asarray(jax.random.normal(noise_key, (4, 1)))
+    expected = np.clip(expected + action_noise * np.array([[0.25], [0.5], [0.75], [1]]) * xi, -1, 1)
     learns_nothing = lambda learner, *_: (learner, {"losses/policy": jnp.zeros(())})  # noqa: E731
     step = functools.partial(hl.train_step, env=env, args=args, update=learns_nothing)
     after, _ = jax.jit(step)(state)
     np.testing.assert_allclose(after.replay.data.action[:4], expected, atol=1e-5)
     assert np.abs(expected - raw).max() > 0.05
+
+
+def test_a_single_environment_has_all_of_the_noise_and_no_action_is_out_of_bounds():
+    args, noise = dataclasses.replace(SMALL, action_noise=0.4), np.float32([[1.0, -2.0, 9.0]])
+    found = hl.explore(noise, jnp.float32([[0.1, -0.5, 0.9]]), args)
+    np.testing.assert_allclose(found, [[0.5, -1.0, 1.0]], atol=1e-6)
 
 
 class Counting(bandit.Probe):

@@ -27,6 +27,7 @@ ALGORITHMS = pytest.mark.parametrize(
 )
 REAL = dict(env_id="cartpole-swingup", log_interval=80, num_envs=4, hidden_size=16)
 REAL |= dict(batch_size=16, buffer_size=40_000, learning_starts=40)
+MORE_KEYS = {flowrl_hlgauss_jax: {"action_noise": 0.4}}  # flags that draw, and are off by default
 TINY = "--env-id cartpole-balance --num-envs 4 --hidden-size 16 --batch-size 16 --num-threads 1"
 TINY += " --updates-per-step 1 --log-interval 200 --learning-starts 100 --eval-interval 400"
 TINY += " --eval-episodes 2 --buffer-size 2000 --checkpoint-interval 400"
@@ -42,7 +43,7 @@ def cartpole():
     "algorithm", [sac_jax, pytest.param(flowrl_hlgauss_jax, marks=pytest.mark.slow)]
 )
 def test_no_key_is_used_twice(algorithm, cartpole):
-    args = algorithm.Args(**REAL)
+    args = algorithm.Args(**REAL, **MORE_KEYS.get(algorithm, {}))
     with jax.debug_key_reuse(True):
         state = algorithm.init_state(cartpole, args)
         state, _ = algorithm.train_chunk(state, cartpole, args)
@@ -54,7 +55,7 @@ def test_no_key_is_used_twice(algorithm, cartpole):
 @ALGORITHMS
 def test_seeds_in_one_program_are_the_single_runs(algorithm, cartpole):
     """To rounding: a product of several matrices at once sums in another order."""
-    args = algorithm.Args(**REAL)
+    args = algorithm.Args(**REAL, **MORE_KEYS.get(algorithm, {}))
     each = [dataclasses.replace(args, seed=seed) for seed in (1, 7)]
     own = [envs.make("cartpole-swingup", 4, "native", seed=args.seed) for args in each]
     chunk = functools.partial(algorithm.train_chunk, env=cartpole, args=args)

@@ -18,7 +18,7 @@ imported: read it first. Two things are added, each from a paper of its own:
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)
     acting       a <- clip(a + eta i / N xi, -1, 1),  xi ~ N(0, 1),  in environment i of N     (11)
-                 eta: --action-noise, after Seo et al., "FastTD3", arXiv 2505.22642
+                 eta: --action-noise, 0 unless told; after Seo et al., "FastTD3", arXiv 2505.22642
 
 The heads of Q_phi and Q_beta have the same layers and see the same (s, a): they are one network of
 four heads, a single product for each layer.
@@ -61,8 +61,8 @@ class Args(flowrl.Args):
     learning_rate_decay: float = 1.0  # share of learning_rate that is left at the fall's end
     decay_updates: int = 50_000  # updates over which Adam's step falls to that, linearly
     decay_after: int = 0  # updates before the fall begins: of the step, and of mean_to_min
-    action_noise: float = 0.0  # eta of (11), in units of actions; of training only
     target_heads: Heads = "min"  # of Q_phi's two, in y; mean_to_min: over decay_updates
+    action_noise: float = 0.0  # eta of (11), in units of actions; of training only
 
 
 CPU = dict(num_envs=64, batch_size=512, learning_rate=1e-3, target_heads="mean")  # see docs

@@ -39,6 +39,7 @@ from jax.sharding import PartitionSpec as P
 
 import envs
 import flowrl_jax as flowrl
+from benchmarks import inputs
 
 PROGRAMS = ("update", "learn", "physics", "train", "evaluate")
 # What is no launch: names for memory, and what only holds other computations.
@@ -197,16 +198,19 @@ def rows(what: str, args: flowrl.Args, algorithm=flowrl) -> list[dict[str, str]]
 def main() -> None:
     """Compiles, prints, and adds to accelerator_program.csv, in place of rows of the same."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("programs", nargs="*", default=PROGRAMS, help=", ".join(PROGRAMS))
-    parser.add_argument("--env-id", default="humanoid-run")
-    parser.add_argument("--compute-dtype", default="float32")
-    parser.add_argument("--algorithm", default="flowrl_jax", help="or flowrl_hlgauss_jax")
+    parser.add_argument("programs", nargs="*", help=f"{', '.join(PROGRAMS)}; else all")
+    parser.add_argument("--env-id", type=inputs.task, default="humanoid-run")
+    dtypes, algorithms = ("float32", "bfloat16"), ("flowrl_jax", "flowrl_hlgauss_jax")
+    parser.add_argument("--compute-dtype", choices=dtypes, default="float32")
+    parser.add_argument("--algorithm", choices=algorithms, default="flowrl_jax")
     chosen = parser.parse_args()
+    if unknown := set(chosen.programs) - set(PROGRAMS):
+        parser.error(f"programs: {', '.join(sorted(unknown))} is not one of {', '.join(PROGRAMS)}")
     algorithm = importlib.import_module(chosen.algorithm)
     settings = flowrl.PRESETS["gpu"] | {"compute_dtype": chosen.compute_dtype}  # for both
     args = algorithm.Args(**settings, env_id=chosen.env_id, preset="gpu")
     path = HERE / "accelerator_program.csv"
-    for what in chosen.programs:
+    for what in chosen.programs or PROGRAMS:
         new = rows(what, args, algorithm)
         for row in new:
             print(*row.values(), sep=" | ", flush=True)

@@ -7,6 +7,7 @@ block by block, the step as it is, and the two parts alone: with perfect overlap
 as long as the longer part. Rows go to async_collect.csv beside this file.
 """
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -79,6 +80,7 @@ def measure(env_id: str, num_envs: int, updates: int, batch: int, width: int, bl
 
 def main() -> None:
     """Measures and writes the table."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     keys = ("env_id", "num_envs", "updates_per_step", "batch_size", "width")
     for case in CASES["cpu" if jax.default_backend() == "cpu" else "gpu"]:
         row = measure(*case, blocks=7) | throughput.conditions()

@@ -7,6 +7,7 @@ A policy that is one Gaussian must choose. Writes the actions of 2,000 draws of 
 strong proximal term (lambda of equation 5).
 """
 
+import argparse
 import csv
 import dataclasses
 import sys
@@ -98,6 +99,7 @@ def final_actions(args):
 
 def main():
     """Writes the CSV and the plot."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     import matplotlib
 
     matplotlib.use("Agg")

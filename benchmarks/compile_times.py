@@ -69,16 +69,18 @@ def start(env_id: str, engine: str, caches: str) -> dict[str, float]:
 
 def main() -> None:
     """Measures and writes the table."""
-    parser = argparse.ArgumentParser(description="how long a start takes")
-    parser.add_argument("--engines", nargs="+", default=["native", "mjx"])
-    parser.add_argument("--tasks", nargs="+", default=["cheetah-run", "humanoid-run"])
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        print(json.dumps(measure(*args.child)))
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(measure(*sys.argv[2:])))
         return
+    from benchmarks import inputs
     from benchmarks.throughput import conditions
 
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engines", nargs="+", default=["native", "mjx"])
+    tasks = ["cheetah-run", "humanoid-run"]
+    parser.add_argument("--tasks", nargs="+", type=inputs.task, default=tasks)
+    args = parser.parse_args()
+    inputs.check_engines(parser, "--engines", args.engines, args.tasks)
     rows = list(csv.DictReader(CSV_PATH.open())) if CSV_PATH.exists() else []
     for engine in args.engines:
         for env_id in args.tasks:

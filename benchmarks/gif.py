@@ -43,6 +43,7 @@ def episode(folder: Path, act: contract.Act, seed: int) -> tuple[str, float, wat
     """The task of a run, and the return and poses of an episode of its policy."""
     env_id = runs.read_args(inputs.algorithm_of(folder).ALGORITHM, folder).env_id
     env = envs.make(env_id, 1, "native", seed + watch.SEED)
+    watch.check_fit(str(folder), act, env)
     played = watch.play(env, act, env.first_states(), jax.jit(env.step))
     if played.motion is None:
         raise RunError(f"{folder}: {env.env_id} is another library's, and is not drawn here")

@@ -6,6 +6,7 @@ The same figures of HumanoidBench's own model and its meshes are in the column `
 they are known (MuJoCo 3.17, or its own 3.1.6 where so marked): contacts are all that differs.
 """
 
+import argparse
 import collections
 import csv
 import os
@@ -117,6 +118,7 @@ def mean(values: np.ndarray) -> tuple[float, float]:
 
 def main() -> None:
     """Measures, prints and writes the table."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = []
 
     def add(task: str, figure: str, value: float, error: float | str = "") -> None:

@@ -10,6 +10,7 @@ every product, forward and backward, are rounded to TF32's 10 or bfloat16's 7 bi
 float32. Not emulated is an accelerator's order of sums.
 """
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -121,6 +122,7 @@ def at(precision: str, learner, batch, noise, args) -> dict:
 
 def main() -> None:
     """Writes precision.csv and prints it."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     jax.config.update("jax_enable_x64", True)
     args, rows = flowrl.Args(), []
     learner = flowrl.init_learner(jax.random.key(0), OBS, ACTIONS, args)

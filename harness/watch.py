@@ -215,7 +215,7 @@ def _played(algorithm: Algorithm, args: Any, environments: Environments, act: Ac
         env = environments.make(args.env_id, 1 if original else count, *physics)
     except environments.UsageError as error:
         raise RunError(str(error).replace("--num-envs", "--eval-episodes")) from None
-    _check_fit(Path(args.evaluate), act, env)
+    check_fit(f"--evaluate: {args.evaluate}", act, env)
     kinds = list(zip(algorithm.kinds.values(), (jax.random.key(seed), None), strict=True))
     if original:
         return env, [play_original(original, act, count, *kind) for kind in kinds]
@@ -233,14 +233,14 @@ def _policy(args, load_policy) -> Act:
     raise RunError(f"--evaluate: {args.evaluate}: {reason}")
 
 
-def _check_fit(folder: Path, act: Act, env: VectorEnv) -> None:
+def check_fit(policy: str, act: Act, env: VectorEnv) -> None:
+    """Raises RunError, which begins with `policy`, unless `act` is for the task's sizes."""
     try:
         size = act(np.zeros((1, env.observation_size), np.float32)).shape[-1]
     except (flax.errors.FlaxError, TypeError, ValueError) as error:
         size = one_line(error)
     if size != env.action_size:
-        text = f"its policy does not fit {env.env_id} and config.json ({size})"
-        raise RunError(f"--evaluate: {folder}: {text}")
+        raise RunError(f"{policy}: its policy does not fit {env.env_id} and config.json ({size})")
 
 
 def _earlier(folder: Path) -> list[dict]:

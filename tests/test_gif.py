@@ -97,7 +97,11 @@ def test_a_run_that_cannot_be_played_is_one_line(tmp_path, monkeypatch, capsys):
     assert "params.msgpack cannot be read" in refused(monkeypatch, capsys, run, "--out", out)
     (run / "params.msgpack").unlink()
     assert "params.msgpack cannot be read" in refused(monkeypatch, capsys, run, "--out", out)
+    shutil.copy(RUN / "params.msgpack", run)
     config = json.loads((run / "config.json").read_text())
+    other = config | {"args": config["args"] | {"env_id": "reacher-easy"}}
+    (run / "config.json").write_text(json.dumps(other))
+    assert "does not fit reacher-easy" in refused(monkeypatch, capsys, run, "--out", out)
     for changed in ({}, {"algorithm": "sbx_sac"}):
         config.pop("algorithm", None)
         (run / "config.json").write_text(json.dumps(config | changed))

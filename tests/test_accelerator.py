@@ -22,7 +22,7 @@ from scripts import COMPILE_QUICKLY
 import envs
 import flowrl_jax as flowrl
 import numpy_policy
-from benchmarks import accelerator, accelerator_program
+from benchmarks import accelerator, accelerator_program, compile_times
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """HloModule jit_f
@@ -57,6 +57,27 @@ def test_launches_are_counted_by_nest():
     assert (loop.path, loop.what, loop.times) == ("0.0", "jit(f)/while", "4")
     assert (loop.kernels, loop.copies) == (1, 1)
     assert loop.moved == 4 * 32  # the fusion reads x and writes its like, and so does the copy
+
+
+@pytest.mark.parametrize(
+    ("program", "argument", "value"),
+    [
+        (accelerator_program, "programs", "foo"),
+        (accelerator_program, "--env-id", "no-such_task"),
+        (compile_times, "--tasks", "no-such_task"),
+        (compile_times, "--engines", "foo"),
+    ],
+)
+def test_what_is_not_known_is_one_line_that_names_it(program, argument, value, monkeypatch, capsys):
+    monkeypatch.setattr(accelerator_program, "rows", lambda *_: pytest.fail("it compiles"))
+    monkeypatch.setattr(compile_times, "start", lambda *_: pytest.fail("it starts"))
+    given = [argument, value] if argument.startswith("-") else [value]
+    monkeypatch.setattr(sys, "argv", ["program.py", *given])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert argument in said
+    assert value in said
 
 
 @pytest.fixture(scope="module")

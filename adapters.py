@@ -123,7 +123,7 @@ class AdaptedEnv(vector_env.VectorEnv):
         after = jax.vmap(self._raw.step)(before, action)
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, before)
         obs, reward = _observation(after), after.reward
-        finite = vector_env.all_valid((action, obs, reward, _coordinates(after)))
+        finite = vector_env.all_valid((action, obs, _coordinates(after)))
         overflow = jnp.zeros(len(reward), jnp.int32)  # no buffers of ours here
         terminated = after.done.astype(bool) | ~finite
         return after, state.episode, obs, reward, terminated, finite, overflow

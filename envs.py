@@ -68,8 +68,7 @@ def choose_engine(engine: str, cannot: Mapping[str, str] = MappingProxyType({}))
         usable = [e for e in wanted if e not in cannot and all(map(_importable, packages[e]))]
         return usable[0] if usable else "native"
     if engine not in ENGINES:
-        known = f"{', '.join(ENGINES)} (with --evaluate also dm_control)"
-        raise UsageError(f"--engine: {engine!r} is not one of auto, {known}")
+        raise _unknown(engine)
     if engine in cannot:
         known = " or ".join(e for e in ENGINES if e not in cannot)
         why = f"{engine} cannot step this task: {cannot[engine]}"
@@ -122,6 +121,23 @@ def make(
     Raises:
       UsageError: an unknown task or engine, or a size that is not positive.
     """
+    _check_numbers(num_envs, seed, num_threads, headroom)
+    if ":" in env_id:
+        return adapters.make(env_id, num_envs, engine, seed)
+    task = load_task(env_id)
+    chosen = choose_engine(engine, task.cannot)
+    return VectorEnv(task, num_envs, chosen, seed, num_threads, headroom)
+
+
+def check(num_envs: int, engine: str, seed: int, num_threads: int, headroom: float) -> None:
+    """Raises UsageError for what `make` would take for no task; it starts no device."""
+    _check_numbers(num_envs, seed, num_threads, headroom)
+    others = {name for library in adapters.LIBRARIES.values() for name in library.engines}
+    if engine not in {"auto", *ENGINES, *others}:
+        raise _unknown(engine)
+
+
+def _check_numbers(num_envs: int, seed: int, num_threads: int, headroom: float) -> None:
     if not 1 <= num_envs <= MAX_ENVS:
         raise UsageError(f"--num-envs: needs at least 1, at most {MAX_ENVS}, got {num_envs}")
     if not 0 <= num_threads <= MAX_THREADS:
@@ -131,11 +147,11 @@ def make(
         raise UsageError(f"--seed: needs 0 to {2**32 - 1}, got {seed}")
     if not 0 < headroom <= MAX_HEADROOM:
         raise UsageError(f"--warp-headroom: needs more than 0, at most {MAX_HEADROOM}")
-    if ":" in env_id:
-        return adapters.make(env_id, num_envs, engine, seed)
-    task = load_task(env_id)
-    chosen = choose_engine(engine, task.cannot)
-    return VectorEnv(task, num_envs, chosen, seed, num_threads, headroom)
+
+
+def _unknown(engine: str) -> UsageError:
+    known = f"{', '.join(ENGINES)} (with --evaluate also dm_control)"
+    return UsageError(f"--engine: {engine!r} is not one of auto, {known}")
 
 
 def make_original(env_id: str, seed: int) -> Original:
@@ -144,11 +160,11 @@ def make_original(env_id: str, seed: int) -> Original:
     Raises:
       UsageError: the task is not dm_control's.
     """
-    if ":" in env_id or env_id.startswith("h1-"):
-        whose = "another library's" if ":" in env_id else "HumanoidBench's"
-        text = f"{env_id} is {whose}, dm_control has no such task; leave the flag out"
+    task = None if ":" in env_id else load_task(env_id)
+    if task is None or task.starts is not None:
+        text = f"{env_id} is not dm_control's, which has no such task; leave the flag out"
         raise UsageError(f"--engine: {text}")
-    return Original(load_task(env_id), seed)
+    return Original(task, seed)
 
 
 def task_table() -> str:

@@ -29,7 +29,7 @@ from tasks.base import Physics, Task
 from tasks.resets import InitialStates, episode_rows, read_rows, write_rows
 
 # Products in float32, not TF32 or bfloat16: on a GPU or TPU physics and observations would lose
-# four of their seven digits. The networks have a precision of their own, --compute-dtype.
+# four of their seven digits. The networks' products have a flag of their own, --matmul-precision.
 jax.config.update("jax_default_matmul_precision", "highest")
 
 HEADROOM = 2.0  # of warp's buffers, over what random play needed
@@ -239,7 +239,8 @@ class VectorEnv:
         )
         obs, reward = jax.vmap(self.task.observe)(view), jax.vmap(self.task.reward)(view)
         reward = reward.astype(jnp.float32)  # a weakly typed one would be compiled for again
-        finite = all_valid((action, physics, obs, reward))  # MuJoCo takes a NaN action for 0
+        # MuJoCo takes a NaN action for 0. A valid state's reward is the task's: it stays as it is.
+        finite = all_valid((action, physics, obs))
         finite &= overflow == 0  # contacts were lost: not a state of this task
         if self.task.terminated is None:
             terminated = ~finite

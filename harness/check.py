@@ -1,7 +1,7 @@
 """Whether a program here would take these flags: `python -m harness.check ALGORITHM [FLAGS]`.
 
 Prints the one line that it would refuse them with, and exits with its code, 2. It starts no device,
-and joins no other process.
+and joins no other process: what hangs by them, or by the task, the program itself refuses.
 """
 
 import importlib
@@ -13,10 +13,13 @@ from harness.errors import RunError
 
 def main(name: str, *flags: str) -> int:
     """The exit code: 0, or 2 for flags that are refused."""
-    algorithm = importlib.import_module(name).ALGORITHM
+    module = importlib.import_module(name)
+    algorithm, envs = module.ALGORITHM, module.envs
     try:
-        command_line.check(command_line.parse_args(algorithm, "cpu", list(flags)), algorithm)
-    except RunError as error:
+        args = command_line.parse_args(algorithm, "cpu", list(flags))
+        command_line.check(args, algorithm)
+        envs.check(args.num_envs, args.engine, args.seed, args.num_threads, args.warp_headroom)
+    except (RunError, envs.UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

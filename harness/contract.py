@@ -65,6 +65,7 @@ BOUNDS = {  # of RunArgs, as Algorithm.bounds
     "num_envs": (1, 2**18),
     "eval_episodes": (1, 2**18),
     "num_seeds": (1, 1024),
+    "num_devices": (0, MAX_INT),
     "log_interval": (1, MAX_INT),
     "total_timesteps": (1, np.inf),
     "keep_checkpoints": (1, np.inf),
@@ -154,7 +155,8 @@ class Algorithm:
       "charts/nonfinite_rewards" end the run unless they are 0 or on_nonfinite is "skip".
     evaluate: (learner, start, key, env, args) -> {kind: returns (E,)}, one episode in each of
       env's 2 E environments, for the two `kinds`.
-    kinds: evaluation's name in metrics -> in words; the second takes no noise.
+    kinds: "sampled" and "deterministic", their names in metrics -> in words; the second takes no
+      noise. Curves and reports look for these two.
     export: (learner, args) -> {file's name: its content}, written into the run's folder.
     load_policy: run folder -> Act; with a key it samples as in training.
     """

@@ -13,7 +13,8 @@ def run(algorithm: contract.Algorithm, args: Any, environments: contract.Environ
     """Trains or evaluates as `args`, an `algorithm.args`, say; returns the exit code.
 
     Raises:
-      RunError, environments.UsageError: bad input, in one line; nothing has been written.
+      RunError, environments.UsageError: bad input, in one line; nothing has been written, unless
+        it is a buffer of `warp` that overflowed as it ran.
       FloatingPointError, checkpoints.SaveError: as `training.train`.
     """
     if args.evaluate:

@@ -28,7 +28,10 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(folder: Path) -> dict | None:
-    """Commit of the code in `folder` and whether its tracked files were changed since."""
+    """Commit of the code in `folder` and whether its tracked files were changed since.
+
+    Of those not what `--evaluate` adds to where policies are kept: no run depends on it.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -36,7 +39,8 @@ def git_state(folder: Path) -> dict | None:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # a repository, and this one
-        changes = git("status", "--porcelain", "--untracked-files=no")
+        paths = (":(top)", ":(top,exclude)policies")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *paths)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -50,6 +50,7 @@ def train(
       FloatingPointError: a loss, reward or parameter is not finite; it names step, metrics, seed
         and the last good checkpoint.
       checkpoints.SaveError: a checkpoint cannot be written.
+      UsageError, the environments': a buffer of `warp` overflowed, see `VectorEnv.check`.
     """
     loop = _Loop(algorithm, each, train_envs, eval_envs, devices)
     loop.compile()

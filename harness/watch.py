@@ -319,7 +319,7 @@ def film(path: Path, motion: Motion) -> str | None:
     """Writes an mp4, whole or not at all. Returns None, or one line that says why there is none.
 
     Drawn by film.py in another process, first with what MUJOCO_GL asks for, then with BACKENDS;
-    neither a display nor this process's MUJOCO_GL matters. Raises OSError.
+    no display is needed, and MUJOCO_GL=disable in this process is no hindrance. Raises OSError.
     """
     if importlib.util.find_spec("av") is None:
         return "the package av is missing; `pip install -r requirements.txt`"

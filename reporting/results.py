@@ -25,7 +25,7 @@ AXES = {"step": "environment steps", "minutes": "minutes of wall-clock"}
 NOT_SETTINGS = {"env_id", "seed", "num_seeds", "num_threads", "runs_dir", "resume"}
 NOT_SETTINGS |= {"evaluate", "capture_video", "track", "checkpoint_interval", "keep_checkpoints"}
 NOT_SETTINGS |= {"total_timesteps", "log_interval", "eval_interval", "eval_episodes"}
-NOT_SETTINGS |= {"warp_headroom"}
+NOT_SETTINGS |= {"checkpoint_replay", "warp_headroom"}
 SILENCE = 900.0  # seconds without a row after which a run that says "running" counts as killed
 
 
@@ -202,7 +202,8 @@ def _config(path: Path) -> dict:
     config = json.loads(path.read_text())
     try:
         int(config.get("args", {}).get("seed", 0))
-        list(config.get("hardware", {}).get("devices", []))
+        sorted(map(str.lower, config.get("hardware", {}).get("devices", [])))
+        dict(config.get("git") or {})
     except (AttributeError, TypeError, ValueError):
         raise ValueError("damaged: no arguments of a run in it") from None
     return config

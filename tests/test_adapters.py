@@ -142,6 +142,19 @@ def test_their_done_terminates_even_at_the_time_limit(env):
     assert after.nonfinite_count.tolist() == [0] * N
 
 
+def test_a_reward_that_is_not_finite_is_not_hidden(library, monkeypatch):
+    class Divided(Slider):
+        def step(self, state, action):
+            return super().step(state, action).replace(reward=jnp.nan)
+
+    monkeypatch.setattr(library, "load", lambda name, config, config_overrides: Divided())
+    env = envs.make("playground:SliderRun", N)
+    after = env.step(env.reset(jax.random.key(0)), act(env, 0.1))
+    assert np.isnan(after.reward).all()
+    assert not after.terminated.any()
+    assert after.nonfinite_count.tolist() == [0] * N
+
+
 @pytest.mark.parametrize("where", ["state", "action"])
 def test_nonfinite_state_is_contained_and_counted(env, where):
     state = env.reset(jax.random.key(0))

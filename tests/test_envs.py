@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -24,6 +25,7 @@ import sac_jax
 import vector_env
 from benchmarks import parity
 from engines import PhysicsState, mjx, native
+from harness import loops
 from tasks.models import read_spec
 
 N = 4
@@ -57,6 +59,12 @@ def numbers(tree):
 def assert_same(a, b):
     for left, right in zip(numbers(a), numbers(b), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@flax.struct.dataclass
+class Counted:
+    episode_return: jax.Array
+    num_steps: jax.Array
 
 
 def with_bad_velocity(state, index, value=jnp.nan):
@@ -131,6 +139,23 @@ def test_nonfinite_state_is_contained(bad):
     assert all(np.isfinite(x).all() for x in numbers((hurt, after)) if x.dtype.kind == "f")
     assert not after.terminated.any(), "it recovers"
     assert after.step_count.tolist() == [2, 2, 1, 2]
+
+
+def test_a_reward_that_is_not_finite_is_not_hidden():
+    """It is a fault of the task's, of which training is told; a bad state's own stays 0."""
+
+    def reward(physics):
+        return jnp.where(physics.qpos[0] > 1e3, jnp.inf, jnp.nan)
+
+    task = dataclasses.replace(envs.load_task("walker-run"), reward=reward)
+    env = vector_env.VectorEnv(task, N, "native", 0, 0, 1.0)
+    state = with_bad_velocity(env.reset(jax.random.key(0)), 2)
+    after = jax.jit(env.step)(state, actions(env))
+    np.testing.assert_array_equal(after.reward, [np.nan, np.nan, 0.0, np.nan])
+    assert after.terminated.tolist() == [False, False, True, False]
+    assert after.nonfinite_count.tolist() == [0, 0, 1, 0]
+    metrics = loops.count_step(Counted(jnp.zeros(N), jnp.int32(0)), after, actions(env))[1]
+    assert metrics["charts/nonfinite_rewards"] == 3
 
 
 def test_an_error_inside_mujoco_is_contained_and_leaves_the_others_alone():

@@ -208,6 +208,8 @@ def test_runs_behind_links_are_found_once(tmp_path):
         ("config.json", '{"args": null}', "config.json: damaged"),
         ("config.json", '{"args": {"seed": "one"}}', "config.json: damaged"),
         ("config.json", '{"hardware": null}', "config.json: damaged"),
+        ("config.json", '{"hardware": {"devices": [{"a": 1}]}}', "config.json: damaged"),
+        ("config.json", '{"git": "abc"}', "config.json: damaged"),
         ("metrics.csv", "step,charts/seconds\ninf,1\n", "metrics.csv: cannot convert"),
     ],
 )
@@ -296,7 +298,9 @@ def test_runs_csv_of_benchmark_sh_tells_of_jobs_without_a_folder(tmp_path):
 
 def test_different_settings_are_different_rows(tmp_path):
     write_run(tmp_path, "a-b", 1, [1, 2, 100])
-    write_run(tmp_path, "a-b", 2, [1, 2, 200], num_threads=8, total_timesteps=299)
+    write_run(
+        tmp_path, "a-b", 2, [1, 2, 200], num_threads=8, total_timesteps=299, checkpoint_replay=False
+    )
     write_run(tmp_path, "a-b", 3, [1, 2, 900], w2_coef=1.0)
     write_run(tmp_path, "a-b", 4, [1, 2, 5000], preset="paper")
     found = {(r["settings"], r["seeds"]): r["mean"] for r in rows_of(tmp_path, [300])[::2]}

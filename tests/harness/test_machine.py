@@ -26,6 +26,12 @@ def test_git_state_names_commit_and_changes(tmp_path, monkeypatch):
         "commit": git("rev-parse", "HEAD").strip(),
         "dirty": False,
     }
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "evaluation.json").write_text("1")
+    git("add", "policies")
+    git("commit", "-qm", "second")
+    (tmp_path / "policies" / "evaluation.json").write_text("2")  # as --evaluate does
+    assert machine.git_state(tmp_path)["dirty"] is False
     (tmp_path / "machine.py").write_text("2")
     assert machine.git_state(tmp_path)["dirty"] is True
     monkeypatch.setenv("PATH", "")

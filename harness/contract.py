@@ -65,7 +65,6 @@ BOUNDS = {  # of RunArgs, as Algorithm.bounds
     "num_envs": (1, 2**18),
     "eval_episodes": (1, 2**18),
     "num_seeds": (1, 1024),
-    "num_devices": (0, MAX_INT),
     "log_interval": (1, MAX_INT),
     "total_timesteps": (1, np.inf),
     "keep_checkpoints": (1, np.inf),

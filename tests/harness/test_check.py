@@ -11,7 +11,6 @@ from harness import check
         ("--engine foo", "error: --engine: 'foo' is not one of auto, native, mjx, warp"),
         ("--engine dm_control", "error: --engine: 'dm_control' is not one of"),
         ("--num-threads=-1", "error: --num-threads: needs 0"),
-        ("--num-devices=-1", "error: --num-devices: needs at least 0"),
         ("--warp-headroom nan", "error: --warp-headroom: needs more than 0"),
         ("--gamma abc", "error: Error parsing --gamma"),
         ("--gamma 2", "error: --gamma: needs"),

@@ -285,10 +285,10 @@ def side_by_side() -> str:
 
 
 def edges() -> str:
-    """Cells of `side_by_side` that a hundredth of its minutes less or more would change."""
-    factors, lines = (0.99, 1.0, 1.01), []
+    """Cells of `side_by_side` that other minutes would change: by how much speeds are unknown."""
+    factors, lines = (0.9, 0.99, 1.0, 1.01), []
     found = [compared(factor * MINUTES) for factor in factors]
-    for task, (number, words) in itertools.product(found[1], enumerate(SIDE_BY_SIDE.values())):
+    for task, (number, words) in itertools.product(compared(), enumerate(SIDE_BY_SIDE.values())):
         runs = [tasks[task][number] if task in tasks else [] for tasks in found]
         cells = [f"{protocol.last(one)} ({len(one)})" if one else "" for one in runs]
         if len(set(cells)) > 1:

@@ -81,18 +81,19 @@ def test_edges_are_the_cells_that_a_little_time_changes(monkeypatch):
     returns = [np.array([10.0]), np.array([30.0])]
     none = [[] for _ in docs.SIDE_BY_SIDE][2:]
     by_minutes = {
+        0.9: {"a-run": [returns, returns, *none], "b-run": [returns, [], *none]},
         0.99: {"a-run": [returns[:1], returns, *none], "b-run": [returns, [], *none]},
         1: {"a-run": [returns, returns, *none], "b-run": [returns, [], *none]},
         1.01: {"a-run": [[], returns, *none]},  # none of b-run has gone so far
     }
     monkeypatch.setattr(
-        docs, "compared", lambda minutes: by_minutes[round(minutes / docs.MINUTES, 2)]
+        docs, "compared", lambda m=docs.MINUTES: by_minutes[round(m / docs.MINUTES, 2)]
     )
     cells = [re.split(r" *\| *", line)[1:-1] for line in docs.edges().splitlines()[2:]]
     name = next(iter(docs.SIDE_BY_SIDE.values()))
     assert cells == [
-        ["a-run", name, "10 (1)", "20 [10, 30] (2)", ""],
-        ["b-run", name, "20 [10, 30] (2)", "20 [10, 30] (2)", ""],
+        ["a-run", name, "20 [10, 30] (2)", "10 (1)", "20 [10, 30] (2)", ""],
+        ["b-run", name, *["20 [10, 30] (2)"] * 3, ""],
     ]
 
 
@@ -167,8 +168,8 @@ def test_presets_are_shown_as_they_are(preset):
     values = dataclasses.asdict(flowrl.Args()) | flowrl.PRESETS[preset]
     (row,) = re.findall(rf"^\| `{preset}` \|.*$", README, re.M)
     names = ("num_envs", "updates_per_step", "batch_size", "hidden_size", "buffer_size")
-    names += ("target_tau",)
-    shown = [cell.strip() for cell in row.split("|")[2:8]]
+    names += ("target_tau", "total_timesteps")
+    shown = [cell.strip() for cell in row.split("|")[2:9]]
     assert shown == [f"{values[name]:,}" for name in names]
 
 

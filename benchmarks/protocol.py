@@ -29,7 +29,7 @@ from reporting import measures
 
 FOLDER = Path(__file__).resolve().parent
 SETS = {
-    "development": ("cheetah-run", "walker-run", "humanoid-stand", "hopper-hop"),
+    "development": ("cheetah-run", "walker-run", "humanoid-stand", "hopper-hop", "h1-run"),
     "reported": ("humanoid-walk", "humanoid-run", "dog-walk", "quadruped-run", "h1-stand")
     + ("h1-walk", "finger-turn_hard", "fish-swim", "acrobot-swingup", "walker-walk"),
     "ablations": ("cheetah-run", "walker-run"),

@@ -47,6 +47,7 @@ class Library:
     install: str  # what pip installs
     engines: tuple[str, ...]  # values of --engine; "auto" is the first
     names: Callable[[ModuleType], Sequence[str]]
+    endless: Callable[[ModuleType], Sequence[str]]  # of these no episode ends before its time limit
     load: Callable[[ModuleType, str, str], tuple[Any, int]]  # environment, control steps
 
 
@@ -75,6 +76,7 @@ LIBRARIES = {
         "playground==0.2.0",
         ("mjx",),
         lambda module: module.registry.ALL_ENVS,
+        lambda module: module.dm_control_suite.ALL_ENVS,  # of others some end early, some do not
         _load_playground,
     ),
     "brax": Library(
@@ -83,6 +85,7 @@ LIBRARIES = {
         ("generalized", "spring", "positional", "mjx"),
         # It has no public list; and `fast` is a stub for its own tests, without a time step.
         lambda module: tuple(name for name in module._envs if name != "fast"),
+        lambda module: ("halfcheetah", "humanoidstandup", "pusher", "reacher", "swimmer"),
         _load_brax,
     ),
 }
@@ -94,12 +97,21 @@ class AdaptedEnv(vector_env.VectorEnv):
     raw: has `reset(key) -> State`, `step(State, action (A,)) -> State`, `action_size` and `dt` (s);
       a State has obs (O,) or a mapping with an entry `state`, reward (), done () and info.
     episode_length: control steps until an episode is truncated.
+    ends_early: whether it can end before.
     """
 
     def __init__(
-        self, env_id: str, raw: Any, num_envs: int, engine: str, episode_length: int, seed: int
+        self,
+        env_id: str,
+        raw: Any,
+        num_envs: int,
+        engine: str,
+        episode_length: int,
+        ends_early: bool,
+        seed: int,
     ):
         self.env_id, self.num_envs, self.engine, self.task = env_id, num_envs, engine, None
+        self.ends_early = ends_early
         self.control_timestep = float(raw.dt)
         self.episode_length = episode_length
         self.action_size = int(raw.action_size)
@@ -222,4 +234,5 @@ def make(env_id: str, num_envs: int, engine: str, seed: int) -> AdaptedEnv:
         hint = vector_env.nearest(name, names) or f"there are {', '.join(sorted(names))}"
         raise vector_env.UsageError(f"--env-id: {prefix} has no environment {name!r}; {hint}")
     raw, episode_length = library.load(module, name, engine)
-    return AdaptedEnv(env_id, raw, num_envs, f"{prefix} ({engine})", episode_length, seed)
+    label, ends_early = f"{prefix} ({engine})", name not in library.endless(module)
+    return AdaptedEnv(env_id, raw, num_envs, label, episode_length, ends_early, seed)

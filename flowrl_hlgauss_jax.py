@@ -13,7 +13,8 @@ imported: read it first. Two things are added, each from a paper of its own:
     of a value y h_k(y) ~ Phi((e_{k+1} - y) / sigma) - Phi((e_k - y) / sigma),  e: edges       (9)
     an update    batch seen by (7);  y, y_b as in (2), (3), by (8), from s' n steps later:
                  r = sum_{k<n} gamma^k r_k,  gamma^n in place of gamma                        (10)
-                 y by min or mean of Qbar_phi's two heads: --target-heads
+                 y by min or mean of Qbar_phi's two heads: --target-heads; presets choose by the
+                 task, as SimBa does, min where an episode can end before its time limit
                  phi  <- phi  - grad mean -sum_k h_k(y)   log p_k(s, a)                        (2)
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)
@@ -47,7 +48,7 @@ from harness.contract import MAX_INT, chunk_length
 from harness.policy import Policy
 from vector_env import VectorEnv
 
-Heads = Literal["min", "mean", "mean_to_min"]
+Heads = Literal["min", "mean", "mean_to_min", "by_task"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,16 @@ class Args(flowrl.Args):
     v_max: float = 105.0  # highest edge; rewards in [0, 1] give 1 / (1 - gamma) at most
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
     learning_rate_decay: float = 1.0  # share of learning_rate that is left at the fall's end
-    decay_updates: int = 50_000  # updates over which Adam's step falls to that, linearly
+    decay_updates: int = 50_000  # updates over which it falls so, and mean_to_min goes, linearly
     decay_after: int = 0  # updates before the fall begins: of the step, and of mean_to_min
-    target_heads: Heads = "min"  # of Q_phi's two, in y; mean_to_min: over decay_updates
+    target_heads: Heads = "min"  # Q's, in y; by_task: min if an episode can end early, else mean
     action_noise: float = 0.0  # eta of (11), in units of actions; of training only
 
 
-CPU = dict(num_envs=64, batch_size=512, learning_rate=1e-3, target_heads="mean")  # see docs
+CPU = dict(num_envs=64, batch_size=512, learning_rate=1e-3, target_heads="by_task")  # see docs
 CPU |= dict(total_timesteps=1_000_000, log_interval=8_000, eval_interval=40_000)
 CPU |= dict(checkpoint_interval=200_000)
-GPU = dict(num_envs=512, batch_size=2_048, learning_rate=1e-3, target_heads="mean")
+GPU = dict(num_envs=512, batch_size=2_048, learning_rate=1e-3, target_heads="by_task")
 GPU |= dict(target_tau=0.1, learning_rate_decay=0.3, decay_updates=100_000)
 PRESETS = flowrl.PRESETS | {"cpu": flowrl.PRESETS["cpu"] | CPU, "gpu": flowrl.PRESETS["gpu"] | GPU}
 BOUNDS = flowrl.BOUNDS | {"num_bins": (8, 2**12), "n_step": (1, 100)}
@@ -248,13 +249,20 @@ def of_beta(critics: Params) -> Params:
     return jax.tree.map(lambda x: x[2:], critics)
 
 
+def for_task(args: Args, env: VectorEnv) -> Args:
+    """The arguments with `by_task` of --target-heads as what it is on this task."""
+    if args.target_heads != "by_task":
+        return args
+    return dataclasses.replace(args, target_heads="min" if env.ends_early else "mean")
+
+
 def of_heads(q: Array, updates: Array, args: Args) -> Array:
-    """What y takes of the heads, after so many updates: (H, B) -> (B,)."""
+    """What y takes of the heads, after so many updates: (H, B) -> (B,). args: see `for_task`."""
     low, mean = q.min(axis=0), q.mean(axis=0)
     if args.target_heads == "mean_to_min":
         share = jnp.clip((updates - args.decay_after) / args.decay_updates, 0.0, 1.0)
         return share * low + (1.0 - share) * mean
-    return low if args.target_heads == "min" else mean
+    return {"min": low, "mean": mean}[args.target_heads]
 
 
 # ----------------------------------------------------------------------------------------- losses
@@ -333,7 +341,7 @@ def train_step(
     state: TrainState, env: VectorEnv, args: Args, update=update
 ) -> tuple[TrainState, Metrics]:
     """Acts in N environments, stores N transitions, makes U updates; as flowrl_jax.train_step."""
-    act = policy_action
+    act, args = policy_action, for_task(args, env)
     if args.action_noise:
         key, noise_key = jax.random.split(state.key)
         noise = jax.random.normal(noise_key, (env.num_envs, env.action_size))

@@ -116,6 +116,7 @@ class VectorEnv:
     """N copies of one task on one engine, with auto-reset. Made by `make`."""
 
     success: float | None = None  # the return of an episode that counts as success
+    ends_early: bool  # whether an episode can end before its time limit
     mesh: None = None  # the devices it is spread over; see parallel.SpreadEnv
 
     def __init__(
@@ -129,7 +130,7 @@ class VectorEnv:
     ):
         self.env_id = f"{task.domain}-{task.name}"
         self.num_envs, self.engine, self.task = num_envs, engine, task
-        self.success = task.success
+        self.success, self.ends_early = task.success, task.terminated is not None
         self._initial = task.starts(seed) if task.starts else InitialStates(task, seed)
         self._rows = episode_rows(task.model, task.episode)
         self.control_timestep = self._initial.control_timestep  # s

@@ -45,6 +45,8 @@ SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
     "sac_8x128": "`sac_jax.py`",
     "flowrl_64x512_lr1e-3": "`flowrl_jax.py`, larger",
 }
+# What `--target-heads by_task` is where an episode can end early.
+WHERE_IT_ENDS = {"flowrl_hlgauss_64x512_mean_lr1e-3": "flowrl_hlgauss_64x512_lr1e-3"}
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -261,6 +263,11 @@ def reported() -> str:
     return protocol.table("reported")
 
 
+def variant_on(variant: str, task: str) -> str:
+    """The variant whose runs on this task are those of one of SIDE_BY_SIDE."""
+    return WHERE_IT_ENDS.get(variant, variant) if task.startswith("h1-") else variant
+
+
 def compared(minutes: float = MINUTES) -> dict[str, list[list[np.ndarray]]]:
     """Task -> of each variant of SIDE_BY_SIDE, its seeds' returns up to those minutes.
 
@@ -270,7 +277,8 @@ def compared(minutes: float = MINUTES) -> dict[str, list[list[np.ndarray]]]:
     for name in ("development", "reported"):
         found = protocol.after(name, minutes) if protocol.curves(name) else {}
         for task in protocol.SETS[name]:
-            tasks[task] = [found.get(variant, {}).get(task, []) for variant in SIDE_BY_SIDE]
+            variants = (variant_on(variant, task) for variant in SIDE_BY_SIDE)
+            tasks[task] = [found.get(variant, {}).get(task, []) for variant in variants]
     return {task: of_variants for task, of_variants in tasks.items() if any(of_variants)}
 
 
@@ -302,10 +310,10 @@ def over_all() -> str:
 
     `above` is how often a seed of one is above a seed of the other on the same task, in percent.
     """
-    variants, lines = list(SIDE_BY_SIDE)[:2], []
+    variants, tasks, lines = list(SIDE_BY_SIDE)[:2], protocol.SETS["reported"], []
     for minutes in (5, 6, 7, 8, 9, 10, 11, 12, 13, 13.5, 14, 14.85, MINUTES):
         found = protocol.after("reported", minutes)
-        one, other = ([*found[variant].values()] for variant in variants)
+        one, other = ([found[variant_on(v, task)][task] for task in tasks] for v in variants)
         ends = [[np.array([seed[-1] for seed in task]) for task in runs] for runs in (one, other)]
         above = 100 * np.mean([np.mean(a[:, None] > b) for a, b in zip(*ends, strict=True)])
         lines.append((f"{minutes:g}", protocol.iqm(one), protocol.iqm(other), f"{above:.0f}"))
@@ -316,11 +324,14 @@ def over_all() -> str:
 def picture(path: pathlib.Path) -> None:
     """README's: the curves behind `side_by_side`, over minutes."""
     speeds, found = protocol.Speeds(HERE), {}
-    kept = [protocol.curves(name) for name in ("development", "reported")]
     for variant, words in SIDE_BY_SIDE.items():
-        of_tasks = {variant: kept[0].get(variant, {}) | kept[1].get(variant, {})}
-        minutes = protocol.over(of_tasks, lambda *what: speeds.of(*what) or nan, MINUTES)
-        found[words.replace("`", "")] = minutes[variant]
+        of_tasks = found.setdefault(words.replace("`", ""), {})
+        for name in ("development", "reported"):
+            kept = protocol.over(
+                protocol.curves(name), lambda *what: speeds.of(*what) or nan, MINUTES
+            )
+            for task in protocol.SETS[name]:
+                of_tasks |= {task: kept.get(variant_on(variant, task), {}).get(task, {})}
     protocol.draw(found, compared(), "minutes of one core", path)
 
 

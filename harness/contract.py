@@ -101,6 +101,7 @@ class VectorEnv(Protocol):
     episode_length: int  # control steps
     control_timestep: float  # s
     success: float | None  # the return of an episode that counts as success
+    ends_early: bool  # whether an episode can end before its time limit, but by a state gone bad
     mesh: Any  # the devices over which it is spread, or None
 
     def reset(self, key: jax.Array) -> Any:

@@ -77,7 +77,7 @@ class Config(dict):
 @pytest.fixture
 def library(monkeypatch):
     """A library shaped as Playground, with two environments, in its place."""
-    known = {"SliderRun": Slider, "SliderPixels": Pixels}
+    known = {"SliderRun": Slider, "SliderPixels": Pixels, "SliderEndless": Slider}
     registry = types.SimpleNamespace(
         ALL_ENVS=tuple(known),
         get_default_config=lambda name: Config(impl="warp"),
@@ -85,6 +85,7 @@ def library(monkeypatch):
     )
     module = types.ModuleType("mujoco_playground")
     module.registry = registry
+    module.dm_control_suite = types.SimpleNamespace(ALL_ENVS=("SliderPixels", "SliderEndless"))
     monkeypatch.setitem(sys.modules, "mujoco_playground", module)
     return registry
 
@@ -92,6 +93,11 @@ def library(monkeypatch):
 @pytest.fixture
 def env(library):
     return envs.make("playground:SliderRun", N)
+
+
+def test_whether_an_episode_can_end_early_is_known_by_name(library, env):
+    assert env.ends_early
+    assert not envs.make("playground:SliderEndless", N).ends_early
 
 
 def act(env, value):
@@ -236,7 +242,7 @@ def test_the_whole_program_trains_on_it(library, tmp_path):
     ("env_id", "engine", "flag", "hint"),
     [
         ("playground:sliderRum", "auto", "--env-id", "did you mean SliderRun"),
-        ("playground:zzzz", "auto", "--env-id", "there are SliderPixels, SliderRun"),
+        ("playground:zzzz", "auto", "--env-id", "there are SliderEndless, SliderPixels, SliderRun"),
         ("playground:SliderPixels", "auto", "--env-id", "pixels/view_0 (4, 4, 3)"),
         ("gym:Ant", "auto", "--env-id", "playground:NAME and brax:NAME"),
         ("playground:SliderRun", "native", "--engine", "auto, mjx"),

@@ -248,6 +248,29 @@ def test_targets_by_other_than_the_minimum_of_heads(updated, heads, updates, sha
     assert (abs(wrong["critic"] - expected["critic"]) > 1e-3) == (share < 1)
 
 
+@pytest.mark.parametrize(("ends_early", "heads"), [(True, "min"), (False, "mean")])
+def test_by_task_is_the_minimum_where_an_episode_can_end_early(ends_early, heads):
+    """Training by it is training by that, to the bit, and not by the other."""
+    env = bandit.Probe(SMALL.num_envs, 3, ends_early, jnp.tanh)
+    args = dataclasses.replace(SMALL, learning_starts=8, updates_per_step=2, log_interval=32)
+
+    def trained(target_heads):
+        chosen = dataclasses.replace(args, target_heads=target_heads)
+        state, _ = hl.train_chunk(hl.init_state(env, chosen), env, chosen)
+        return state.learner.critics.params
+
+    by_task, same = trained("by_task"), trained(heads)
+    jax.tree.map(np.testing.assert_array_equal, by_task, same)
+    other = trained({"min": "mean", "mean": "min"}[heads])
+    assert any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), by_task, other)))
+
+
+def test_an_update_alone_wants_to_know_the_task():
+    by_task = dataclasses.replace(SMALL, target_heads="by_task")
+    with pytest.raises(KeyError, match="by_task"):
+        hl.of_heads(jnp.zeros((2, 1)), 0, by_task)
+
+
 def test_statistics_and_targets_after_an_update(updated):
     state, after, _, _, (mean, var) = updated
     seen = after.velocity_field.params["obs"]

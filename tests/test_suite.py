@@ -65,6 +65,7 @@ def test_an_episode_of_random_play(env_id):
     env = envs.make(env_id, N, "native")
     original = load_original(envs.load_task(env_id), 0)
     assert env.episode_length == original._step_limit
+    assert env.ends_early == env_id.startswith("lqr-")
     assert env.control_timestep == original.control_timestep()
     steps = PARTS * (env.episode_length // PARTS + 1)
     first, parts, (again, part_again), other = play(env, steps)

@@ -148,7 +148,7 @@ def four_replay_keeps_and_draws_what_is_a_devices_own():
 
 def make_adapted(num_envs, seed):
     """Another library's environment; this one moves a point."""
-    return adapters.AdaptedEnv("slider", Slider(), num_envs, "slider", 5, seed)
+    return adapters.AdaptedEnv("slider", Slider(), num_envs, "slider", 5, True, seed)
 
 
 @pytest.mark.parametrize("make", [functools.partial(make_env, FOUR), make_adapted])

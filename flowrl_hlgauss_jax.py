@@ -13,8 +13,8 @@ imported: read it first. Two things are added, each from a paper of its own:
     of a value y h_k(y) ~ Phi((e_{k+1} - y) / sigma) - Phi((e_k - y) / sigma),  e: edges       (9)
     an update    batch seen by (7);  y, y_b as in (2), (3), by (8), from s' n steps later:
                  r = sum_{k<n} gamma^k r_k,  gamma^n in place of gamma                        (10)
-                 y by min or mean of Qbar_phi's two heads: --target-heads; presets choose by the
-                 task, as SimBa does, min where an episode can end before its time limit
+                 y by min or mean of Qbar_phi's two heads, --target-heads; by_task, of presets cpu
+                 and gpu: min where an episode can end early, as SimBa chooses suite by suite
                  phi  <- phi  - grad mean -sum_k h_k(y)   log p_k(s, a)                        (2)
                  beta <- beta - grad mean -sum_k h_k(y_b) log p_k(s, a)                        (3)
                  V, theta and targets as in (4), (5), (6)
@@ -60,9 +60,9 @@ class Args(flowrl.Args):
     v_max: float = 105.0  # highest edge; rewards in [0, 1] give 1 / (1 - gamma) at most
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
     learning_rate_decay: float = 1.0  # share of learning_rate that is left at the fall's end
-    decay_updates: int = 50_000  # updates over which it falls so, and mean_to_min goes, linearly
+    decay_updates: int = 50_000  # updates over which the step falls, and mean goes to min, linearly
     decay_after: int = 0  # updates before the fall begins: of the step, and of mean_to_min
-    target_heads: Heads = "min"  # Q's, in y; by_task: min if an episode can end early, else mean
+    target_heads: Heads = "min"  # Q_phi's, in y; by_task: min if episodes can end early, else mean
     action_noise: float = 0.0  # eta of (11), in units of actions; of training only
 
 
@@ -249,15 +249,8 @@ def of_beta(critics: Params) -> Params:
     return jax.tree.map(lambda x: x[2:], critics)
 
 
-def for_task(args: Args, env: VectorEnv) -> Args:
-    """The arguments with `by_task` of --target-heads as what it is on this task."""
-    if args.target_heads != "by_task":
-        return args
-    return dataclasses.replace(args, target_heads="min" if env.ends_early else "mean")
-
-
 def of_heads(q: Array, updates: Array, args: Args) -> Array:
-    """What y takes of the heads, after so many updates: (H, B) -> (B,). args: see `for_task`."""
+    """What y takes of the heads, after so many updates: (H, B) -> (B,)."""
     low, mean = q.min(axis=0), q.mean(axis=0)
     if args.target_heads == "mean_to_min":
         share = jnp.clip((updates - args.decay_after) / args.decay_updates, 0.0, 1.0)
@@ -341,7 +334,7 @@ def train_step(
     state: TrainState, env: VectorEnv, args: Args, update=update
 ) -> tuple[TrainState, Metrics]:
     """Acts in N environments, stores N transitions, makes U updates; as flowrl_jax.train_step."""
-    act, args = policy_action, for_task(args, env)
+    act = policy_action
     if args.action_noise:
         key, noise_key = jax.random.split(state.key)
         noise = jax.random.normal(noise_key, (env.num_envs, env.action_size))
@@ -378,6 +371,13 @@ def init_state(env: VectorEnv, args: Args) -> TrainState:
     return flowrl.state_with(init_learner, env, args)
 
 
+def for_task(args: Args, env: VectorEnv) -> Args:
+    """With `by_task` of --target-heads as what it is on this task."""
+    if args.target_heads != "by_task":
+        return args
+    return dataclasses.replace(args, target_heads="min" if env.ends_early else "mean")
+
+
 # ------------------------------------------------------------------ evaluate, save, load and main
 POLICY = Policy(
     network="velocity_field",
@@ -388,7 +388,7 @@ POLICY = Policy(
 )
 KINDS = flowrl.KINDS
 ALGORITHM = POLICY.algorithm(
-    "flowrl_hlgauss_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS
+    "flowrl_hlgauss_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS, for_task=for_task
 )
 load_policy = ALGORITHM.load_policy  # run folder -> act(obs, key=None): for a loop of your own
 

@@ -45,7 +45,7 @@ SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
     "sac_8x128": "`sac_jax.py`",
     "flowrl_64x512_lr1e-3": "`flowrl_jax.py`, larger",
 }
-# What `--target-heads by_task` is where an episode can end early.
+# Whose runs they are on the H1, where an episode can end early: `--target-heads by_task`.
 WHERE_IT_ENDS = {"flowrl_hlgauss_64x512_mean_lr1e-3": "flowrl_hlgauss_64x512_lr1e-3"}
 
 
@@ -324,14 +324,11 @@ def over_all() -> str:
 def picture(path: pathlib.Path) -> None:
     """README's: the curves behind `side_by_side`, over minutes."""
     speeds, found = protocol.Speeds(HERE), {}
-    for variant, words in SIDE_BY_SIDE.items():
-        of_tasks = found.setdefault(words.replace("`", ""), {})
-        for name in ("development", "reported"):
-            kept = protocol.over(
-                protocol.curves(name), lambda *what: speeds.of(*what) or nan, MINUTES
-            )
-            for task in protocol.SETS[name]:
-                of_tasks |= {task: kept.get(variant_on(variant, task), {}).get(task, {})}
+    for name in ("development", "reported"):
+        kept = protocol.over(protocol.curves(name), lambda *what: speeds.of(*what) or nan, MINUTES)
+        for variant, task in itertools.product(SIDE_BY_SIDE, protocol.SETS[name]):
+            of_tasks = found.setdefault(SIDE_BY_SIDE[variant].replace("`", ""), {})
+            of_tasks[task] = kept.get(variant_on(variant, task), {}).get(task, {})
     protocol.draw(found, compared(), "minutes of one core", path)
 
 

@@ -4,6 +4,7 @@ The real ones are optional. Where a package is absent its tests are skipped, and
 """
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 import types
@@ -289,7 +290,10 @@ def needs(env_id):
 @pytest.mark.parametrize("env_id", REAL)
 def test_real_library_keeps_the_true_successor(env_id):
     needs(env_id)
-    env = envs.make(env_id, 2)
+    env, library = envs.make(env_id, 2), adapters.LIBRARIES[env_id.split(":")[0]]
+    module = importlib.import_module(library.module)
+    assert set(library.endless(module)) < set(library.names(module))
+    assert env.ends_early == (env_id == "brax:inverted_pendulum")
     state, step = env.reset(jax.random.key(0)), jax.jit(env.step)
     raw_step, before = jax.jit(jax.vmap(env._raw.step)), state.physics
     state = state.replace(step_count=state.step_count.at[0].set(env.episode_length - 2))

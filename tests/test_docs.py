@@ -99,16 +99,17 @@ def test_edges_are_the_cells_that_a_little_time_changes(monkeypatch):
 
 def test_over_all_tasks_one_seed_is_above_another_as_often_as_said(monkeypatch):
     one, other = list(docs.SIDE_BY_SIDE)[:2]
-    ends = {one: {"a-run": [100, 300], "b-run": [50, 50]}, other: {"a-run": [200, 0]}}
-    ends[other]["b-run"] = [50, 0]  # equal is not above
+    ends = {one: {"a-run": [100, 300], "h1-run": [900, 900]}, other: {"a-run": [200, 0]}}
+    ends[docs.WHERE_IT_ENDS[one]] = {"a-run": [900, 900], "h1-run": [50, 50]}  # not `one`'s there
+    ends[other]["h1-run"] = [50, 0]  # equal is not above
     found = {
         variant: {task: [np.array([9e3, end]) for end in ends] for task, ends in tasks.items()}
         for variant, tasks in ends.items()
     }
     monkeypatch.setattr(docs.protocol, "after", lambda name, minutes: found)
-    monkeypatch.setitem(docs.protocol.SETS, "reported", ("a-run", "b-run"))
+    monkeypatch.setitem(docs.protocol.SETS, "reported", ("a-run", "h1-run"))
     lines = [line.strip("| ").split(" | ") for line in docs.over_all().splitlines()[2:]]
-    # a-run 3 of 4 pairs, b-run 2 of 4; the middle two of four are 50 and 100, and 0 and 50
+    # a-run 3 of 4 pairs, h1-run 2 of 4; the middle two of four are 50 and 100, and 0 and 50
     assert {line[1].split()[0] for line in lines} == {"0.075"}
     assert {line[2].split()[0] for line in lines} == {"0.025"}
     assert {line[3] for line in lines} == {"62"}

@@ -249,8 +249,15 @@ def of_beta(critics: Params) -> Params:
     return jax.tree.map(lambda x: x[2:], critics)
 
 
+def for_task(args: Args, env: VectorEnv) -> Args:
+    """With `by_task` of --target-heads as what it is on this task."""
+    if args.target_heads != "by_task":
+        return args
+    return dataclasses.replace(args, target_heads="min" if env.ends_early else "mean")
+
+
 def of_heads(q: Array, updates: Array, args: Args) -> Array:
-    """What y takes of the heads, after so many updates: (H, B) -> (B,)."""
+    """What y takes of the heads, after so many updates: (H, B) -> (B,). args: as of `for_task`."""
     low, mean = q.min(axis=0), q.mean(axis=0)
     if args.target_heads == "mean_to_min":
         share = jnp.clip((updates - args.decay_after) / args.decay_updates, 0.0, 1.0)
@@ -334,7 +341,7 @@ def train_step(
     state: TrainState, env: VectorEnv, args: Args, update=update
 ) -> tuple[TrainState, Metrics]:
     """Acts in N environments, stores N transitions, makes U updates; as flowrl_jax.train_step."""
-    act = policy_action
+    act, args = policy_action, for_task(args, env)
     if args.action_noise:
         key, noise_key = jax.random.split(state.key)
         noise = jax.random.normal(noise_key, (env.num_envs, env.action_size))
@@ -371,13 +378,6 @@ def init_state(env: VectorEnv, args: Args) -> TrainState:
     return flowrl.state_with(init_learner, env, args)
 
 
-def for_task(args: Args, env: VectorEnv) -> Args:
-    """With `by_task` of --target-heads as what it is on this task."""
-    if args.target_heads != "by_task":
-        return args
-    return dataclasses.replace(args, target_heads="min" if env.ends_early else "mean")
-
-
 # ------------------------------------------------------------------ evaluate, save, load and main
 POLICY = Policy(
     network="velocity_field",
@@ -388,7 +388,7 @@ POLICY = Policy(
 )
 KINDS = flowrl.KINDS
 ALGORITHM = POLICY.algorithm(
-    "flowrl_hlgauss_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS, for_task=for_task
+    "flowrl_hlgauss_jax", Args, PRESETS, BOUNDS, init_state, train_chunk, KINDS
 )
 load_policy = ALGORITHM.load_policy  # run folder -> act(obs, key=None): for a loop of your own
 

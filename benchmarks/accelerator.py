@@ -204,6 +204,7 @@ def learning(
     flags = {"engine": "native", "recent_window": 16_384}
     flags |= {"num_envs": num_envs, "batch_size": batch_size, "hidden_size": width}
     env, args, state = throughput.with_full_replay(program, sizes.tasks[0], sizes.preset, flags)
+    args = program.for_task(args, env)
 
     def learn(learner, ring, key):
         batches = program.draw_batches(key, ring, args)

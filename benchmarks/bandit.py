@@ -42,7 +42,7 @@ class Probe:
 
     def __init__(self, num_envs, length, terminates, reward):
         self.num_envs, self.episode_length = num_envs, length
-        self.terminates, self.reward = terminates, reward
+        self.terminates, self.ends_early, self.reward = terminates, terminates, reward
 
     def reset(self, key):
         del key

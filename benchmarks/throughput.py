@@ -320,7 +320,6 @@ def with_full_replay(module: types.ModuleType, env_id: str, preset: str, flags: 
     args = module.Args(**module.PRESETS[preset] | flags | dict(env_id=env_id, preset=preset))
     args = dataclasses.replace(args, learning_starts=0, buffer_size=min(args.buffer_size, 262_144))
     env = envs.make(env_id, args.num_envs, args.engine)
-    args = module.ALGORITHM.for_task(args, env)
     state = module.init_state(env, args)
     rows = jnp.array(len(state.replay.data.reward), jnp.int32)
     return env, args, state.replace(replay=state.replay.replace(size=rows))

@@ -157,8 +157,6 @@ class Algorithm:
       env's 2 E environments, for the two `kinds`.
     kinds: "sampled" and "deterministic", their names in metrics -> in words; the second takes no
       noise. Curves and reports look for these two.
-    for_task: (args, env) -> args: where a flag's value is left to the task, what it is there. All
-      that follows, the run's config.json too, has what it returns.
     export: (learner, args) -> {file's name: its content}, written into the run's folder.
     load_policy: run folder -> Act; with a key it samples as in training.
     """
@@ -173,7 +171,6 @@ class Algorithm:
     export: Callable[[Any, Any], dict[str, bytes]]
     load_policy: Callable[[str | Path], Act]
     kinds: Mapping[str, str]
-    for_task: Callable[[Any, Any], Any] = lambda args, env: args
 
 
 def chunk_length(args: RunArgs) -> int:

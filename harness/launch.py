@@ -25,7 +25,6 @@ def run(algorithm: contract.Algorithm, args: Any, environments: contract.Environ
     command_line.check(each[-1], algorithm)  # the highest seed, too
     make = environment_maker(args, environments)
     env = devices.spread(make, args.num_envs, seed=args.seed)
-    args, *_ = each = [algorithm.for_task(one, env) for one in each]
     shapes = jax.eval_shape(functools.partial(algorithm.init_state, env, args))
     sizes.check(args, env, shapes, devices)
     print(sizes.describe(args, env, shapes, devices), flush=True)

@@ -76,10 +76,8 @@ class Policy:
         packed = self.pack(params[self.network], dataclasses.asdict(args))
         return {"params.msgpack": flax.serialization.to_bytes(params), "policy.npz": packed}
 
-    def algorithm(
-        self, name, args, presets, bounds, init_state, train_chunk, kinds, **more
-    ) -> Algorithm:
-        """An Algorithm, as contract.py has its fields, `more` those with a default."""
+    def algorithm(self, name, args, presets, bounds, init_state, train_chunk, kinds) -> Algorithm:
+        """An Algorithm, as contract.py has its fields, with this policy."""
         made = Algorithm(
             name=name,
             args=args,
@@ -91,7 +89,6 @@ class Policy:
             export=self.export,
             load_policy=lambda folder: self.load(made, folder),
             kinds=kinds,
-            **more,
         )
         return made
 

@@ -14,9 +14,8 @@ from samples import OBS, A, B, directional, float64, make_batch, perturbed
 import flowrl_hlgauss_jax as hl
 import flowrl_jax as flowrl
 import numpy_policy
-import vector_env
 from benchmarks import bandit
-from harness import command_line, launch
+from harness import command_line
 
 SMALL = dict(hidden_size=32, batch_size=B, num_envs=4, num_bins=12, v_min=-4.0, v_max=20.0)
 SMALL = dataclasses.replace(hl.Args(), **SMALL)
@@ -249,24 +248,21 @@ def test_targets_by_other_than_the_minimum_of_heads(updated, heads, updates, sha
     assert (abs(wrong["critic"] - expected["critic"]) > 1e-3) == (share < 1)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "heads", "settled"),
-    [
-        ("cartpole-balance", "by_task", "mean"),
-        ("h1-stand", "by_task", "min"),
-        ("h1-crawl", "by_task", "mean"),
-        ("h1-stand", "mean", "mean"),
-        ("cartpole-balance", "min", "min"),
-    ],
-)
-def test_by_task_is_settled_before_a_run_is_kept(env_id, heads, settled, monkeypatch):
-    """The lower where an episode can end early; what was asked for stays, and so does the seed."""
-    given = []
-    monkeypatch.setattr(vector_env, "MIN_POOL", 1)
-    monkeypatch.setattr(launch.training, "train", lambda _, each, *rest: given.extend(each) or 0)
-    args = dataclasses.replace(SMALL, env_id=env_id, target_heads=heads, num_seeds=2, seed=5)
-    assert hl.main(dataclasses.replace(args, engine="native", eval_episodes=1)) == 0
-    assert [(one.target_heads, one.seed) for one in given] == [(settled, 5), (settled, 6)]
+@pytest.mark.parametrize(("ends_early", "heads"), [(True, "min"), (False, "mean")])
+def test_by_task_is_the_minimum_where_an_episode_can_end_early(ends_early, heads):
+    """Training by it is training by that, to the bit, and not by the other."""
+    env = bandit.Probe(SMALL.num_envs, 3, ends_early, jnp.tanh)
+    args = dataclasses.replace(SMALL, learning_starts=8, updates_per_step=2, log_interval=32)
+
+    def trained(target_heads):
+        chosen = dataclasses.replace(args, target_heads=target_heads)
+        state, _ = hl.train_chunk(hl.init_state(env, chosen), env, chosen)
+        return state.learner.critics.params
+
+    by_task, same = trained("by_task"), trained(heads)
+    jax.tree.map(np.testing.assert_array_equal, by_task, same)
+    other = trained({"min": "mean", "mean": "min"}[heads])
+    assert any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), by_task, other)))
 
 
 def test_an_update_alone_wants_to_know_the_task():

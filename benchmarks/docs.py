@@ -45,7 +45,7 @@ SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
     "sac_8x128": "`sac_jax.py`",
     "flowrl_64x512_lr1e-3": "`flowrl_jax.py`, larger",
 }
-# Whose runs they are on the H1, where an episode can end early: `--target-heads by_task`.
+# What was run as `--target-heads by_task` where an episode can end early: on the H1's tasks here.
 WHERE_IT_ENDS = {"flowrl_hlgauss_64x512_mean_lr1e-3": "flowrl_hlgauss_64x512_lr1e-3"}
 
 

@@ -77,7 +77,7 @@ class Config(dict):
 
 @pytest.fixture
 def library(monkeypatch):
-    """A library shaped as Playground, with two environments, in its place."""
+    """A library shaped as Playground, with three environments, in its place."""
     known = {"SliderRun": Slider, "SliderPixels": Pixels, "SliderEndless": Slider}
     registry = types.SimpleNamespace(
         ALL_ENVS=tuple(known),

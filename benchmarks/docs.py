@@ -10,23 +10,19 @@ import argparse
 import csv
 import dataclasses
 import importlib
-import itertools
 import json
 import pathlib
 import re
 import sys
 import types
 import typing
-from math import nan
-
-import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import envs
 import flowrl_jax as flowrl
-from benchmarks import inputs, learning, protocol
+from benchmarks import comparison, inputs, learning, protocol
 from harness import command_line, contract
 from tasks import h1
 
@@ -39,14 +35,6 @@ H1_ENDS |= dict.fromkeys(("stair", "slide"), CLIMBING)
 H1_ENDS |= dict.fromkeys(("pole", "sit_simple", "sit_hard"), SEAT)
 H1_ENDS |= dict.fromkeys(("balance_simple", "balance_hard"), BALANCE)
 H1_ENDS |= dict.fromkeys(("crawl", "reach"), "never")
-MINUTES = 15  # of one idle core, after which README and docs/ compare
-SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
-    "flowrl_hlgauss_64x512_mean_lr1e-3": "`flowrl_hlgauss_jax.py`",
-    "sac_8x128": "`sac_jax.py`",
-    "flowrl_64x512_lr1e-3": "`flowrl_jax.py`, larger",
-}
-# What was run as `--target-heads by_task` where an episode can end early: on the H1's tasks here.
-WHERE_IT_ENDS = {"flowrl_hlgauss_64x512_mean_lr1e-3": "flowrl_hlgauss_64x512_lr1e-3"}
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -251,7 +239,7 @@ def precision() -> str:
 
 def development() -> str:
     """What was chosen by: the variants of the development tasks after MINUTES."""
-    found, tasks = protocol.after("development", MINUTES), protocol.SETS["development"]
+    found, tasks = protocol.after("development", comparison.MINUTES), protocol.SETS["development"]
     cells = {name: [protocol.cell(of[task]) for task in tasks] for name, of in found.items()}
     shown = [number for number in range(len(tasks)) if any(row[number] for row in cells.values())]
     lines = [(name, *(row[i] for i in shown)) for name, row in cells.items() if any(row)]
@@ -261,75 +249,6 @@ def development() -> str:
 def reported() -> str:
     """The tasks to report: the protocol's whole table."""
     return protocol.table("reported")
-
-
-def variant_on(variant: str, task: str) -> str:
-    """The variant whose runs on this task are those of one of SIDE_BY_SIDE."""
-    return WHERE_IT_ENDS.get(variant, variant) if task.startswith("h1-") else variant
-
-
-def compared(minutes: float = MINUTES) -> dict[str, list[list[np.ndarray]]]:
-    """Task -> of each variant of SIDE_BY_SIDE, its seeds' returns up to those minutes.
-
-    Tasks that none was run on so long are left out.
-    """
-    tasks = {}
-    for name in ("development", "reported"):
-        found = protocol.after(name, minutes) if protocol.curves(name) else {}
-        for task in protocol.SETS[name]:
-            variants = (variant_on(variant, task) for variant in SIDE_BY_SIDE)
-            tasks[task] = [found.get(variant, {}).get(task, []) for variant in variants]
-    return {task: of_variants for task, of_variants in tasks.items() if any(of_variants)}
-
-
-def side_by_side() -> str:
-    """README's: this repository's algorithms after MINUTES, task by task, and what is published."""
-    lines = []
-    for task, of_variants in compared().items():
-        cells = [f"{protocol.last(runs)} ({len(runs)})" if runs else "" for runs in of_variants]
-        lines.append((task, *cells, protocol.published(task)))
-    names = ["task", *SIDE_BY_SIDE.values(), "published, after 1,000,000 steps"]
-    return markdown(" | ".join(names), lines)
-
-
-def edges() -> str:
-    """Cells of `side_by_side` that other minutes would change: by how much speeds are unknown."""
-    factors, lines = (0.9, 0.99, 1.0, 1.01), []
-    found = [compared(factor * MINUTES) for factor in factors]
-    for task, (number, words) in itertools.product(compared(), enumerate(SIDE_BY_SIDE.values())):
-        runs = [tasks[task][number] if task in tasks else [] for tasks in found]
-        cells = [f"{protocol.last(one)} ({len(one)})" if one else "" for one in runs]
-        if len(set(cells)) > 1:
-            lines.append((task, words, *cells))
-    columns = (f"{factor * MINUTES:g} minutes" for factor in factors)
-    return markdown(" | ".join(["task", "file", *columns]), lines)
-
-
-def over_all() -> str:
-    """Over the tasks to report: IQM / 1,000 of the first two of SIDE_BY_SIDE, minute by minute.
-
-    `above` is how often a seed of one is above a seed of the other on the same task, in percent.
-    """
-    variants, tasks, lines = list(SIDE_BY_SIDE)[:2], protocol.SETS["reported"], []
-    for minutes in (5, 6, 7, 8, 9, 10, 11, 12, 13, 13.5, 14, 14.85, MINUTES):
-        found = protocol.after("reported", minutes)
-        one, other = ([found[variant_on(v, task)][task] for task in tasks] for v in variants)
-        ends = [[np.array([seed[-1] for seed in task]) for task in runs] for runs in (one, other)]
-        above = 100 * np.mean([np.mean(a[:, None] > b) for a, b in zip(*ends, strict=True)])
-        lines.append((f"{minutes:g}", protocol.iqm(one), protocol.iqm(other), f"{above:.0f}"))
-    names = ["minutes", *(SIDE_BY_SIDE[variant] for variant in variants), "above, %"]
-    return markdown(" | ".join(names), lines)
-
-
-def picture(path: pathlib.Path) -> None:
-    """README's: the curves behind `side_by_side`, over minutes."""
-    speeds, found = protocol.Speeds(HERE), {}
-    for name in ("development", "reported"):
-        kept = protocol.over(protocol.curves(name), lambda *what: speeds.of(*what) or nan, MINUTES)
-        for variant, task in itertools.product(SIDE_BY_SIDE, protocol.SETS[name]):
-            of_tasks = found.setdefault(SIDE_BY_SIDE[variant].replace("`", ""), {})
-            of_tasks[task] = kept.get(variant_on(variant, task), {}).get(task, {})
-    protocol.draw(found, compared(), "minutes of one core", path)
 
 
 def ages() -> str:
@@ -427,9 +346,10 @@ TABLES = {
     "policies": policies,
     "development": development,
     "reported": reported,
-    "side by side": side_by_side,
-    "edges": edges,
-    "over all": over_all,
+    "side by side": comparison.side_by_side,
+    "edges": comparison.edges,
+    "verdicts": comparison.verdicts,
+    "over all": comparison.over_all,
     "ages": ages,
 }
 
@@ -455,7 +375,7 @@ def main() -> None:
     texts = {page: with_line_numbers(text) for page, text in texts.items()}
     for page, text in texts.items():
         page.write_text(text)
-    picture(ROOT / "docs" / "images" / "learning.png")
+    comparison.picture(ROOT / "docs" / "images" / "learning.png")
 
 
 if __name__ == "__main__":

@@ -174,17 +174,25 @@ def cell(runs: list[np.ndarray]) -> str:
     return f"{last(runs)}, {late:.0f} ({len(runs)})"
 
 
-def iqm(by_task: list[list[np.ndarray]]) -> str:
-    """Of returns / 1,000 at the last evaluation over all tasks, each with two seeds or more.
+def alike(by_task: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """The first seeds of each task, as many as the task with the fewest has.
 
-    Else nothing, nor of unequal numbers: it is of all runs together, so a task with more of them
-    would count for more, and of one seed each it has no interval.
+    An IQM is of all runs together, so a task with more of them would count for more.
     """
-    counts = {len(runs) for runs in by_task}
-    if len(counts) > 1 or min(counts) < 2:
+    fewest = min(len(runs) for runs in by_task)
+    return [runs[:fewest] for runs in by_task]
+
+
+def iqm(by_task: list[list[np.ndarray]]) -> str:
+    """Of returns / 1,000 at the last evaluation over all tasks, and of how many seeds of each.
+
+    Nothing where a task has fewer than two: of one seed each it has no interval.
+    """
+    by_task = alike(by_task)
+    if len(by_task[0]) < 2:
         return ""
     strata = [np.array([returns[-1] for returns in runs]) / 1_000 for runs in by_task]
-    return with_interval("iqm", strata, 3)
+    return f"{with_interval('iqm', strata, 3)} ({len(by_task[0])})"
 
 
 def published(task: str) -> str:

@@ -2,21 +2,18 @@
 
 import dataclasses
 import functools
-import importlib
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 import envs
 import flowrl_jax as flowrl
 import vector_env
-from benchmarks import docs, protocol
+from benchmarks import docs
 from harness import contract
 
 ROOT = Path(__file__).parents[1]
@@ -62,86 +59,6 @@ def test_with_an_argument_no_page_is_written(argument, code, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["docs.py", argument])
     with pytest.raises(SystemExit, match=str(code)):
         docs.main()
-
-
-def test_the_picture_is_of_the_tables_tasks_and_minutes(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(docs.protocol, "draw", lambda *all_of_it: given.extend(all_of_it))
-    docs.picture(tmp_path)
-    curves, tasks, _, path = given
-    assert path == tmp_path
-    rows = re.findall(r"^\| (\w+-\w+) \|", docs.side_by_side(), re.M)
-    assert len(rows) > 10
-    assert list(tasks) == rows
-    minutes, _ = curves["flowrl_hlgauss_jax.py"]["cheetah-run"][1]
-    assert docs.MINUTES - 1.5 < minutes[-1] <= docs.MINUTES  # between evaluations 1.4
-
-
-def test_edges_are_the_cells_that_a_little_time_changes(monkeypatch):
-    returns = [np.array([10.0]), np.array([30.0])]
-    none = [[] for _ in docs.SIDE_BY_SIDE][2:]
-    by_minutes = {
-        0.9: {"a-run": [returns, returns, *none], "b-run": [returns, [], *none]},
-        0.99: {"a-run": [returns[:1], returns, *none], "b-run": [returns, [], *none]},
-        1: {"a-run": [returns, returns, *none], "b-run": [returns, [], *none]},
-        1.01: {"a-run": [[], returns, *none]},  # none of b-run has gone so far
-    }
-    monkeypatch.setattr(
-        docs, "compared", lambda m=docs.MINUTES: by_minutes[round(m / docs.MINUTES, 2)]
-    )
-    cells = [re.split(r" *\| *", line)[1:-1] for line in docs.edges().splitlines()[2:]]
-    name = next(iter(docs.SIDE_BY_SIDE.values()))
-    assert cells == [
-        ["a-run", name, "20 [10, 30] (2)", "10 (1)", "20 [10, 30] (2)", ""],
-        ["b-run", name, *["20 [10, 30] (2)"] * 3, ""],
-    ]
-
-
-def test_over_all_tasks_one_seed_is_above_another_as_often_as_said(monkeypatch):
-    one, other = list(docs.SIDE_BY_SIDE)[:2]
-    ends = {one: {"a-run": [100, 300], "h1-run": [900, 900]}, other: {"a-run": [200, 0]}}
-    ends[docs.WHERE_IT_ENDS[one]] = {"a-run": [900, 900], "h1-run": [50, 50]}  # not `one`'s there
-    ends[other]["h1-run"] = [50, 0]  # equal is not above
-    found = {
-        variant: {task: [np.array([9e3, end]) for end in ends] for task, ends in tasks.items()}
-        for variant, tasks in ends.items()
-    }
-    monkeypatch.setattr(docs.protocol, "after", lambda name, minutes: found)
-    monkeypatch.setitem(docs.protocol.SETS, "reported", ("a-run", "h1-run"))
-    lines = [line.strip("| ").split(" | ") for line in docs.over_all().splitlines()[2:]]
-    # a-run 3 of 4 pairs, h1-run 2 of 4; the middle two of four are 50 and 100, and 0 and 50
-    assert {line[1].split()[0] for line in lines} == {"0.075"}
-    assert {line[2].split()[0] for line in lines} == {"0.025"}
-    assert {line[3] for line in lines} == {"62"}
-    assert lines[-1][0] == f"{docs.MINUTES:g}"
-
-
-@pytest.mark.parametrize("variant", docs.WHERE_IT_ENDS)
-@pytest.mark.parametrize("task", [*protocol.SETS["development"], *protocol.SETS["reported"]])
-def test_the_preset_has_other_runs_where_an_episode_can_end_early(variant, task):
-    ends_early = envs.load_task(task).terminated is not None
-    assert (docs.variant_on(variant, task) != variant) == ends_early
-
-
-PRESETS = [variant for variant, words in docs.SIDE_BY_SIDE.items() if "larger" not in words]
-
-
-@pytest.mark.parametrize("variant", PRESETS)
-def test_what_readme_calls_a_preset_was_run_with_it(variant):
-    kept = docs.HERE.glob("*/*/*.json")
-    paths = [path for path in kept if path.parent.name == docs.variant_on(variant, path.stem)]
-    assert paths
-    for path in paths:
-        config = json.loads(path.read_text())
-        module = importlib.import_module(config["algorithm"])
-        preset = dataclasses.asdict(module.Args(**module.PRESETS["cpu"]))
-        learned_by = {"num_envs", "batch_size", "updates_per_step", "hidden_size", "target_tau"}
-        learned_by |= {"learning_rate", "target_heads", "learning_rate_decay"} & preset.keys()
-        ran = preset | config["args"]  # a flag newer than the run had today's default
-        for args in (preset, ran):
-            if args.get("target_heads") == "by_task":
-                args["target_heads"] = "min" if path.stem.startswith("h1-") else "mean"
-        assert {k: ran[k] for k in learned_by} == {k: preset[k] for k in learned_by}, path
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -97,6 +97,9 @@ def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypat
     protocol.collect("single_8x128", kept / "all")
     for path in (kept / "reported" / "single_8x128").glob("*__2.csv"):
         path.unlink()
+    write_run(kept / "third", "dog-walk", 3, [9_000])  # no other task has a third
+    protocol.collect("zmore_8x128", kept / "all")
+    protocol.collect("zmore_8x128", kept / "third")
     *tasks, over_all = protocol.rows("reported")
     assert len(tasks) == len(protocol.SETS["reported"])
     # twice 0, 100, ... 900 without the lowest five and the highest five: 200, 300 ... 700
@@ -104,10 +107,11 @@ def test_over_all_tasks_there_is_an_iqm_only_of_who_ran_them_all(kept, monkeypat
     assert over_all == [
         "10,000 steps",
         "**IQM / 1,000**",
-        f"{expected:.3f} [{expected:.3f}, {expected:.3f}]",  # both seeds alike
+        f"{expected:.3f} [{expected:.3f}, {expected:.3f}] (2)",  # both seeds alike
         "",
         "",
         "",
+        f"{expected:.3f} [{expected:.3f}, {expected:.3f}] (2)",  # without the third
         "",
     ]
     assert tasks[0][-1] == "FlowRL A 573, FlowRL B 869, SAC 274"  # as the reference table has it

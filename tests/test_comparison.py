@@ -50,10 +50,8 @@ def test_edges_are_the_cells_that_a_little_time_changes(monkeypatch):
 def test_over_all_tasks_one_seed_is_above_another_as_often_as_said(monkeypatch):
     one, other = list(comparison.SIDE_BY_SIDE)[:2]
     ends = {one: {"a-run": [100, 300], "h1-run": [900, 900]}, other: {"a-run": [200, 0]}}
-    ends[comparison.WHERE_IT_ENDS[one]] = {
-        "a-run": [900, 900],
-        "h1-run": [50, 50],
-    }  # not `one`'s there
+    # Its a-run is not `one`'s, but its h1-run is.
+    ends[comparison.WHERE_IT_ENDS[one]] = {"a-run": [900, 900], "h1-run": [50, 50]}
     ends[other]["h1-run"] = [50, 0]  # equal is not above
     found = {
         variant: {task: [np.array([9e3, end]) for end in ends] for task, ends in tasks.items()}

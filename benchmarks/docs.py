@@ -264,6 +264,14 @@ def ages() -> str:
     )
 
 
+def heads_of(args: dict) -> str:
+    """Which heads a run's targets took; `by_task` as what it is on the run's task."""
+    heads = args.get("target_heads", "min")
+    if heads != "by_task":
+        return heads
+    return "min" if envs.load_task(args["env_id"]).terminated else "mean"
+
+
 def policies() -> str:
     """The policies that anyone can play, and what they return."""
     lines = []
@@ -279,7 +287,7 @@ def policies() -> str:
         step, left = args["learning_rate"], args.get("learning_rate_decay", 1.0)
         sizes = f"{args['num_envs']}, {args['batch_size']}, {step}"
         sizes += "" if left == 1.0 else f" to {step * left:.1g}"
-        sizes += f", {args.get('target_heads', 'min')}"
+        sizes += f", {heads_of(args)}"
         lines.append((f"`policies/{folder.name}`", config["algorithm"], sizes))
         lines[-1] += (str(args["seed"]), f"{steps:,}", *cells)
     header = (

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import envs
+import flowrl_hlgauss_jax as hlgauss
 import flowrl_jax as flowrl
 import vector_env
 from benchmarks import docs
@@ -86,6 +87,19 @@ def test_another_algorithm_gets_a_table_of_its_own(monkeypatch):
 
 
 # --- what is written ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "heads"),
+    [("quadruped-run", "mean"), ("h1-stand", "min"), ("lqr-lqr_2_1", "min"), ("h1-run", "min")],
+)
+def test_heads_by_task_are_those_that_training_takes(env_id, heads):
+    args = dict(env_id=env_id, target_heads="by_task")
+    assert docs.heads_of(args) == heads
+    env = envs.make(env_id, 1, "native", num_threads=1)
+    assert hlgauss.for_task(hlgauss.Args(**args), env).target_heads == heads
+    assert docs.heads_of(args | {"target_heads": "mean_to_min"}) == "mean_to_min"
+    assert docs.heads_of({"env_id": env_id}) == "min"  # of a file without the flag
 
 
 def test_readme_is_short():

@@ -86,9 +86,6 @@ def test_another_algorithm_gets_a_table_of_its_own(monkeypatch):
     assert "--seed" not in table
 
 
-# --- what is written ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("env_id", "heads"),
     [("quadruped-run", "mean"), ("h1-stand", "min"), ("lqr-lqr_2_1", "min"), ("h1-run", "min")],
@@ -100,6 +97,9 @@ def test_heads_by_task_are_those_that_training_takes(env_id, heads):
     assert hlgauss.for_task(hlgauss.Args(**args), env).target_heads == heads
     assert docs.heads_of(args | {"target_heads": "mean_to_min"}) == "mean_to_min"
     assert docs.heads_of({"env_id": env_id}) == "min"  # of a file without the flag
+
+
+# --- what is written ------------------------------------------------------------------------------
 
 
 def test_readme_is_short():

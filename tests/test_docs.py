@@ -106,6 +106,20 @@ def test_readme_is_short():
     assert README.count("\n") <= 250
 
 
+def test_readme_says_first_what_the_verdicts_after_15_minutes_are():
+    lines = re.findall(r"^\| (\S+) \| \d+ and \d+ \|(.*)\|$", TEXTS["docs/results.md"], re.M)
+    verdict = {task: cells.split("|")[2].strip(" *") for task, cells in lines}
+    ahead = {task for task in verdict if verdict[task] == "ahead"}
+    first = r"on (\w+) of ten tasks[^(]*\(([^)]*)\), behind on none, and on (\w+) the seeds"
+    ((how_many, names, rest),) = re.findall(first, section("README.md", "Does it learn"))
+    numbers = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    assert len(verdict) == 10
+    assert "behind" not in verdict.values()
+    assert {name for name in verdict if name in names} == ahead
+    assert numbers.index(how_many) == len(ahead)
+    assert numbers.index(rest) == list(verdict.values()).count("neither")
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_metric_is_explained(name):
     algorithm, env = ALGORITHMS[name], envs.make("cartpole-balance", 2, "native")

@@ -6,8 +6,9 @@ In an environment of its own, since it brings PyTorch (benchmarks/requirements-s
     taskset -c 0 SBX/bin/python benchmarks/sbx_sac.py --env-id cheetah-run --runs-dir SBX/runs
     python benchmarks/protocol.py sbx_sac_1x256 SBX
 
-Nothing of this project is imported: the task is dm_control's own, its observations in a row as it
-orders them. What it writes has the names of our CSVs and JSONs, so that the same tools read them.
+No algorithm or environment of this project is imported: the task is dm_control's own, its
+observations in a row as it orders them. What it writes has the names of our CSVs and JSONs, so that
+the same tools read them, and says by harness/machine.py on what it ran.
 """
 
 import argparse
@@ -28,6 +29,10 @@ except ModuleNotFoundError as error:
     fix = "`pip install -r benchmarks/requirements-sbx.txt` in an environment of its own"
     print(f"error: the package {error.name} is missing; {fix}", file=sys.stderr)
     sys.exit(2)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import machine
 
 PACKAGES = ("sbx-rl", "stable-baselines3", "jax", "mujoco", "dm-control")
 
@@ -118,6 +123,8 @@ def main() -> None:
         "algorithm": "sbx_sac",
         "args": {**vars(args), "runs_dir": str(args.runs_dir)},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": machine.git_state(Path(machine.__file__).parent),
+        "hardware": machine.hardware(),
         "command": sys.argv,
         "status": "running",
     }

@@ -23,17 +23,23 @@ from harness import machine
 
 BESIDE = "cheetah-run"
 TASKS = ("acrobot-swingup", "dog-walk", "finger-turn_hard", "fish-swim", "h1-walk", "quadruped-run")
-SIZES = {"flowrl_hlgauss_jax": (64, 512), "sac_jax": (8, 128), "flowrl_jax": (64, 512)}
+SIZES = {  # environments and batch
+    "flowrl_hlgauss_jax": ((64, 512),),
+    "sac_jax": ((8, 128),),
+    "flowrl_jax": ((64, 512), (8, 128)),
+}
 
 
-def measure(name: str, tasks: list[str], preset: str, blocks: int) -> list[dict[str, str]]:
+def measure(
+    name: str, size: tuple[int, int], tasks: list[str], preset: str, blocks: int
+) -> list[dict[str, str]]:
     """A row a task: environment steps a second, and their ratio to BESIDE's with its range."""
     loops = {
-        task: throughput.training_loop(name, task, preset, SIZES[name])[0]
+        task: throughput.training_loop(name, task, preset, size)[0]
         for task in dict.fromkeys([BESIDE, *tasks])
     }
     seconds = throughput.interleaved(loops, blocks)
-    num_envs, batch_size = SIZES[name]
+    num_envs, batch_size = size
     return [
         {
             "env_id": task,
@@ -58,10 +64,12 @@ def main() -> None:
     args = parser.parse_args()
     machine.enable_compilation_cache()
     common = throughput.conditions("benchmarks/task_speed.py")
+    keys = ("env_id", "preset", "algorithm", "num_envs", "batch_size")
     for name in args.algorithms:
-        for row in measure(name, args.tasks, args.preset, args.blocks):
-            throughput.write("task_speed", ("env_id", "preset", "algorithm"), row | common)
-        jax.clear_caches()
+        for size in SIZES[name]:
+            for row in measure(name, size, args.tasks, args.preset, args.blocks):
+                throughput.write("task_speed", keys, row | common)
+            jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -70,32 +70,36 @@ def edges() -> str:
     return markdown_table(["task", "file", *columns], lines)
 
 
-def order(one: list[np.ndarray], other: list[np.ndarray], evaluations: int = 1) -> str:
-    """Whether one is ahead of the other by the mean of their last evaluations: PROTOCOL.md's rule.
+def order(
+    one: list[np.ndarray], other: list[np.ndarray], evaluations: int = 1, measure: str = "mean"
+) -> str:
+    """Whether one is ahead of the other, by a measure of the seeds: PROTOCOL.md's rule.
 
-    Nothing where one of the two has fewer than two seeds.
+    evaluations: how many of a seed's last make its figure, by their mean. Nothing where one of the
+    two has fewer than two seeds.
     """
     if min(len(one), len(other)) < 2:
         return ""
     ends = ([np.array([seed[-evaluations:].mean() for seed in s])] for s in (one, other))
-    (_, low, high), (_, lowest, highest) = (measures.estimate("mean", end) for end in ends)
+    (_, low, high), (_, lowest, highest) = (measures.estimate(measure, end) for end in ends)
     return "**ahead**" if low > highest else "**behind**" if high < lowest else "neither"
 
 
 def verdicts() -> str:
     """The tasks to report: `order` of the first two of SIDE_BY_SIDE, at the times of `edges`.
 
-    The last column is of the mean of the last evaluations after MINUTES.
+    The last two columns are after MINUTES too: by the mean of the last evaluations, and by the IQM
+    of the seeds instead of their mean.
     """
     found, lines = [compared(factor * MINUTES) for factor in FACTORS], []
     for task in protocol.SETS["reported"]:
         pairs = [tasks[task][:2] if task in tasks else [[], []] for tasks in found]
         at_minutes = pairs[FACTORS.index(1)]
         counts = " and ".join(str(len(runs)) for runs in at_minutes)
-        late = order(*at_minutes, protocol.LAST)
-        lines.append((task, counts, *(order(*pair) for pair in pairs), late))
+        late, iqm = order(*at_minutes, protocol.LAST), order(*at_minutes, measure="iqm")
+        lines.append((task, counts, *(order(*pair) for pair in pairs), late, iqm))
     columns = [f"{factor * MINUTES:g} minutes" for factor in FACTORS]
-    columns.append(f"{MINUTES:g}, mean of the last {protocol.LAST}")
+    columns += [f"{MINUTES:g}, mean of the last {protocol.LAST}", f"{MINUTES:g}, IQM"]
     return markdown_table(["task", "seeds", *columns], lines)
 
 

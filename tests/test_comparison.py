@@ -115,8 +115,21 @@ def test_verdicts_are_of_all_seeds_at_each_of_the_times(monkeypatch):
     )
     cells = [re.split(r" *\| *", line)[1:-1] for line in comparison.verdicts().splitlines()[2:]]
     # by the means of both evaluations 45 is below 55
-    assert cells[0] == [first, "2 and 3", "**behind**", *["**ahead**"] * 3, "**behind**"]
-    assert cells[1:] == [[task, "0 and 0", *[""] * 5] for task in (second, *rest)]
+    by_minutes = ["**behind**", *["**ahead**"] * 3]
+    assert cells[0] == [first, "2 and 3", *by_minutes, "**behind**", "**ahead**"]
+    assert cells[1:] == [[task, "0 and 0", *[""] * 6] for task in (second, *rest)]
+
+
+def test_an_order_is_of_the_measure_that_was_asked_for(monkeypatch):
+    seeds = [60, 80, 160, 300, 300], [30, 30, 40, 40, 110]
+    pair = [[np.array([float(end)]) for end in ends] for ends in seeds]
+    assert comparison.order(*pair) == "**ahead**"
+    assert comparison.order(*pair, measure="iqm") == "neither"
+    none = [[]] * (len(comparison.SIDE_BY_SIDE) - 2)
+    task = protocol.SETS["reported"][0]
+    monkeypatch.setattr(comparison, "compared", lambda *minutes: {task: [*pair, *none]})
+    cells = re.split(r" *\| *", comparison.verdicts().splitlines()[2])[1:-1]
+    assert cells[-2:] == ["**ahead**", "neither"]
 
 
 @pytest.mark.parametrize("variant", comparison.WHERE_IT_ENDS)

@@ -25,9 +25,17 @@ BESIDE = "cheetah-run"
 TASKS = ("acrobot-swingup", "dog-walk", "finger-turn_hard", "fish-swim", "h1-walk", "quadruped-run")
 SIZES = {  # environments and batch
     "flowrl_hlgauss_jax": ((64, 512),),
-    "sac_jax": ((8, 128),),
+    "sac_jax": ((8, 128), (64, 512)),
     "flowrl_jax": ((64, 512), (8, 128)),
 }
+
+
+def words(size: tuple[int, int]) -> str:
+    """As PROTOCOL.md's variants have it, 8x128 say."""
+    return "x".join(map(str, size))
+
+
+WORDS = sorted({words(size) for sizes in SIZES.values() for size in sizes})
 
 
 def measure(
@@ -59,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="training on other tasks beside cheetah-run")
     parser.add_argument("--tasks", nargs="+", type=inputs.task, default=TASKS)
     parser.add_argument("--algorithms", nargs="+", default=SIZES, choices=SIZES)
+    parser.add_argument("--sizes", nargs="+", default=WORDS, choices=WORDS)
     parser.add_argument("--preset", default="cpu", choices=throughput.flowrl.PRESETS)
     parser.add_argument("--blocks", type=inputs.positive, default=9)
     args = parser.parse_args()
@@ -66,7 +75,7 @@ def main() -> None:
     common = throughput.conditions("benchmarks/task_speed.py")
     keys = ("env_id", "preset", "algorithm", "num_envs", "batch_size")
     for name in args.algorithms:
-        for size in SIZES[name]:
+        for size in (size for size in SIZES[name] if words(size) in args.sizes):
             for row in measure(name, size, args.tasks, args.preset, args.blocks):
                 throughput.write("task_speed", keys, row | common)
             jax.clear_caches()

@@ -23,6 +23,7 @@ FACTORS = (0.9, 0.99, 1.0, 1.01)  # of MINUTES: by how much the speeds behind th
 SIDE_BY_SIDE = {  # variants of the protocol, and how README calls them
     "flowrl_hlgauss_64x512_mean_lr1e-3": "`flowrl_hlgauss_jax.py`",
     "sac_8x128": "`sac_jax.py`",
+    "sac_64x512_lr1e-3": "`sac_jax.py`, larger",
     "flowrl_64x512_lr1e-3": "`flowrl_jax.py`, larger",
 }
 # What was run as `--target-heads by_task` where an episode can end early: on the H1's tasks here.
@@ -88,18 +89,21 @@ def order(
 def verdicts() -> str:
     """The tasks to report: `order` of the first two of SIDE_BY_SIDE, at the times of `edges`.
 
-    The last two columns are after MINUTES too: by the mean of the last evaluations, and by the IQM
-    of the seeds instead of their mean.
+    The last columns are after MINUTES too: by the mean of the last evaluations, by the IQM of the
+    seeds instead of their mean, and of the first beside the third, with how many seeds that has.
     """
     found, lines = [compared(factor * MINUTES) for factor in FACTORS], []
     for task in protocol.SETS["reported"]:
-        pairs = [tasks[task][:2] if task in tasks else [[], []] for tasks in found]
+        by_time = [tasks.get(task, [[], [], []])[:3] for tasks in found]
+        pairs, (one, _, larger) = [three[:2] for three in by_time], by_time[FACTORS.index(1)]
         at_minutes = pairs[FACTORS.index(1)]
         counts = " and ".join(str(len(runs)) for runs in at_minutes)
         late, iqm = order(*at_minutes, protocol.LAST), order(*at_minutes, measure="iqm")
-        lines.append((task, counts, *(order(*pair) for pair in pairs), late, iqm))
+        third = f"{order(one, larger)} ({len(larger)})".strip() if larger else ""
+        lines.append((task, counts, *(order(*pair) for pair in pairs), late, iqm, third))
     columns = [f"{factor * MINUTES:g} minutes" for factor in FACTORS]
     columns += [f"{MINUTES:g}, mean of the last {protocol.LAST}", f"{MINUTES:g}, IQM"]
+    columns.append(f"{MINUTES:g}, beside {list(SIDE_BY_SIDE.values())[2]}")
     return markdown_table(["task", "seeds", *columns], lines)
 
 

@@ -105,11 +105,12 @@ def test_who_is_ahead_is_who_has_an_interval_above_the_others(one, other, expect
 def test_verdicts_are_of_all_seeds_at_each_of_the_times(monkeypatch):
     high, low = [np.array([0.0, 90.0])] * 2, [np.array([100.0, 10.0])] * 3
     none = [[]] * (len(comparison.SIDE_BY_SIDE) - 3)
-    first, second, *rest = protocol.SETS["reported"]
-    by_time = {factor: {first: [high, low, high, *none]} for factor in comparison.FACTORS}
+    less = [np.array([0.0, 80.0])] * 2
+    first, second, third, *rest = protocol.SETS["reported"]
+    by_time = {factor: {first: [high, low, less, *none]} for factor in comparison.FACTORS}
     by_time[0.9] = {first: [low, high, [], *none]}
     for factor in comparison.FACTORS:
-        by_time[factor][second] = [high, [], low[:1], *none]
+        by_time[factor] |= {second: [high, [], low[:1], *none], third: [high, [], [], *none]}
     monkeypatch.setattr(
         comparison,
         "compared",
@@ -118,9 +119,10 @@ def test_verdicts_are_of_all_seeds_at_each_of_the_times(monkeypatch):
     cells = [re.split(r" *\| *", line)[1:-1] for line in comparison.verdicts().splitlines()[2:]]
     # by the means of both evaluations 45 is below 55
     by_minutes = ["**behind**", *["**ahead**"] * 3]
-    assert cells[0] == [first, "2 and 3", *by_minutes, "**behind**", "**ahead**", "neither (2)"]
+    assert cells[0] == [first, "2 and 3", *by_minutes, "**behind**", "**ahead**", "**ahead** (2)"]
     assert cells[1] == [second, "2 and 0", *[""] * 6, "(1)"]
-    assert cells[2:] == [[task, "0 and 0", *[""] * 7] for task in rest]
+    assert cells[2] == [third, "2 and 0", *[""] * 7]
+    assert cells[3:] == [[task, "0 and 0", *[""] * 7] for task in rest]
 
 
 def test_an_order_is_of_the_measure_that_was_asked_for(monkeypatch):

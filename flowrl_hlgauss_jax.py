@@ -61,7 +61,7 @@ class Args(flowrl.Args):
     n_step: int = 1  # n, rewards in a target before it bootstraps; as stored, not corrected
     learning_rate_decay: float = 1.0  # share of learning_rate that is left at the fall's end
     decay_updates: int = 50_000  # updates over which the step falls, and mean goes to min, linearly
-    decay_after: int = 0  # updates before the fall begins: of the step, and of mean_to_min
+    decay_after: int = 0  # updates before that begins; both do nothing where neither falls
     target_heads: Heads = "min"  # Q_phi's, in y; by_task: min if episodes can end early, else mean
     action_noise: float = 0.0  # eta of (11), in units of actions; of training only
 

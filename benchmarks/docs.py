@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import envs
 import flowrl_jax as flowrl
-from benchmarks import comparison, inputs, learning, protocol
+from benchmarks import comparison, inputs, learning, protocol, released
 from harness import command_line, contract
 from tasks import h1
 
@@ -359,6 +359,7 @@ TABLES = {
     "verdicts": comparison.verdicts,
     "over all": comparison.over_all,
     "ages": ages,
+    "released": released.table,
 }
 
 

@@ -360,6 +360,7 @@ TABLES = {
     "over all": comparison.over_all,
     "ages": ages,
     "released": released.table,
+    "released speed": released.speed_table,
 }
 
 

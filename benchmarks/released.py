@@ -3,6 +3,7 @@
     git clone https://github.com/bytedance/FlowRL released
     pip install torch
     python benchmarks/released.py --released released     # writes benchmarks/released.csv
+    taskset -c 0 python benchmarks/released.py --released released --speed   # released_speed.csv
 
 The released `model/algo.py` runs as it is, on the CPU and not compiled. Both sides begin with the
 same weights, and are given the same batches and the same random numbers: `UpdateNoise`'s, which
@@ -13,6 +14,10 @@ squared error, which is then taken of each transition. All is in float64: by Ada
 gradient that is nothing but rounding moves a weight as far as any other, so in float32 equal code
 differs in single weights by whole steps. Figures are largest absolute differences over all weights
 of a network, and `moved` is how far the furthest weight has come by then.
+
+With --speed both are timed instead, in turn, in float32, the released code compiled as it asks for:
+updates a second on as many cores as the process may use, from a batch in memory that is always the
+same; either draws its own noise.
 """
 
 import argparse
@@ -24,12 +29,14 @@ import importlib
 import itertools
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 CSV_PATH = Path(__file__).resolve().with_suffix(".csv")
+SPEED_PATH = CSV_PATH.with_stem("released_speed")
 sys.path.insert(0, str(CSV_PATH.parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -39,9 +46,11 @@ import numpy as np
 
 import flowrl_jax as flowrl
 from benchmarks.precision import ACTIONS, OBS, cast, random_batch
+from harness import machine
 from reporting.tables import markdown_table
 
 UPDATES = 4  # the policy is due on the first and the third
+TURNS, IN_A_TURN = 10, 20  # of timing: turns of each side, and the updates in one
 WEIGHTINGS, FLOW_STEPS = ("batch_mean", "per_sample"), (1, 5)
 double = functools.partial(cast, old="float32", new="float64")
 NETWORKS = {  # of LearnerState, and how the released code calls them
@@ -56,14 +65,17 @@ NETWORKS = {  # of LearnerState, and how the released code calls them
 LAYERS = {"Dense": ("Linear", "kernel"), "LayerNorm": ("LayerNorm", "scale")}
 
 
-def load(folder: Path) -> types.ModuleType:
-    """The released model/algo.py, of which nothing is compiled. Raises OSError or ImportError."""
+def load(folder: Path, compiled: bool = False) -> types.ModuleType:
+    """The released model/algo.py. Raises OSError or ImportError.
+
+    compiled: as it asks for; else nothing is.
+    """
     if not (folder / "model" / "algo.py").is_file():
         raise FileNotFoundError(f"{folder} has no model/algo.py: clone the released code there")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read as torch is imported
+    os.environ["TORCHDYNAMO_DISABLE"] = str(int(not compiled))  # read as torch is imported
     sys.path.insert(0, str(folder.resolve()))
     algo = importlib.import_module("model.algo")
-    algo.compile_model = False
+    algo.compile_model = compiled
     return algo
 
 
@@ -106,8 +118,8 @@ def params_of(learner: flowrl.LearnerState, name: str) -> flowrl.Params:
     return network if isinstance(network, dict) else network.params
 
 
-def released_agent(algo: types.ModuleType, learner: flowrl.LearnerState, args: flowrl.Args):
-    """The released agent with our weights in all six networks, on the CPU."""
+def fresh_agent(algo: types.ModuleType, args: flowrl.Args):
+    """The released agent, on the CPU."""
     torch, ones = algo.torch, np.ones(ACTIONS)
     space = types.SimpleNamespace(shape=(ACTIONS,), low=-ones, high=ones)
     config = types.SimpleNamespace(
@@ -124,30 +136,37 @@ def released_agent(algo: types.ModuleType, learner: flowrl.LearnerState, args: f
         cuda=False,
         device=0,
     )
-    with in_float64(torch), mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):
+    with mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):
         agent = algo.flowAC(OBS, space, config)
     agent.policy.device = agent.device
+    return agent
+
+
+def released_agent(algo: types.ModuleType, learner: flowrl.LearnerState, args: flowrl.Args):
+    """The released agent with our weights in all six networks, in float64."""
+    with in_float64(algo.torch):
+        agent = fresh_agent(algo, args)
     for ours, theirs in NETWORKS.items():
         network = getattr(agent, theirs)
         pairs = list(weights(network, params_of(learner, ours)))
         assert len(pairs) == len(list(network.parameters())), f"{theirs}: has other layers"
         for tensor, array in pairs:
             assert tensor.shape == array.shape, f"{theirs}: {tensor.shape}, ours {array.shape}"
-            tensor.data = torch.tensor(array)
+            tensor.data = algo.torch.tensor(array)
     return agent
+
+
+def memory_of(batch: flowrl.Transition) -> types.SimpleNamespace:
+    """What the released agent draws from: always this batch."""
+    fields = (batch.obs, batch.action, batch.reward, batch.next_obs, 1.0 - batch.terminated)
+    arrays = tuple(np.array(array) for array in fields)  # copies: PyTorch wants to write
+    return types.SimpleNamespace(sample=lambda batch_size: arrays)
 
 
 def released_update(algo, agent, batch: flowrl.Transition, noise, updates: int, args) -> None:
     """One update of the released agent, whose draws are `noise`. updates: those before it."""
     torch = algo.torch
     given = lambda array: torch.tensor(np.asarray(array))  # noqa: E731
-    memory = types.SimpleNamespace(
-        sample=lambda batch_size: tuple(
-            np.array(array)  # a copy: PyTorch warns of arrays that it may not write
-            for array in (batch.obs, batch.action, batch.reward, batch.next_obs)
-            + (1.0 - batch.terminated,)
-        )
-    )
     sources = iter([noise.x0_next, noise.x0_policy])  # a rollout's x0: for (2), then for (6)
     draws = {
         "normal": lambda *_, **__: given(next(sources)),
@@ -165,7 +184,7 @@ def released_update(algo, agent, batch: flowrl.Transition, noise, updates: int, 
         mock.patch.multiple(torch, **draws),
         mock.patch.object(algo.F, "mse_loss", mean),
     ):
-        agent.update_parameters(memory, args.batch_size, updates)
+        agent.update_parameters(memory_of(batch), args.batch_size, updates)
 
 
 def compare(algo: types.ModuleType, args: flowrl.Args) -> Iterator[dict[str, str | int]]:
@@ -188,6 +207,39 @@ def compare(algo: types.ModuleType, args: flowrl.Args) -> Iterator[dict[str, str
             yield row | dict(network=ours, difference=f"{apart:.1e}", moved=f"{moved:.1e}")
 
 
+def speeds(algo: types.ModuleType, args: flowrl.Args) -> dict[str, str | int]:
+    """A row: updates a second of both, timed in turn."""
+    batch, _ = random_batch(jax.random.key(1), args)
+
+    def one(learner: flowrl.LearnerState, key: jax.Array):
+        noise = flowrl.draw_update_noise(key, args.batch_size, ACTIONS)
+        return flowrl.update(learner, batch, noise, args)[0]
+
+    update = jax.jit(one, donate_argnums=0)
+    learner = flowrl.init_learner(jax.random.key(0), OBS, ACTIONS, args)
+    agent, memory, key = fresh_agent(algo, args), memory_of(batch), jax.random.key(2)
+    rates = {"ours": [], "released": []}
+    for turn in range(TURNS + 1):  # the first compiles
+        begun = time.perf_counter()
+        for _ in range(IN_A_TURN):
+            learner = update(learner, key)
+        jax.block_until_ready(learner)
+        middle = time.perf_counter()
+        for k in range(IN_A_TURN):
+            agent.update_parameters(memory, args.batch_size, k)
+        end = time.perf_counter()
+        if turn:
+            rates["ours"].append(IN_A_TURN / (middle - begun))
+            rates["released"].append(IN_A_TURN / (end - middle))
+    ratios = np.array(rates["ours"]) / np.array(rates["released"])
+    hardware = machine.hardware()
+    row = dict(batch=args.batch_size, width=args.hidden_size, cores=hardware["cores"])
+    row |= {name: f"{np.median(rate):.1f}" for name, rate in rates.items()}
+    row |= {"ratio": f"{np.median(ratios):.2f}", "lowest": f"{ratios.min():.2f}"}
+    row |= {"highest": f"{ratios.max():.2f}", "cpu": hardware["cpu"], "jax": jax.__version__}
+    return row | {"torch": algo.torch.__version__}
+
+
 def table() -> str:
     """docs/algorithm.md's: after UPDATES updates, by network, the settings side by side."""
     cells: dict[str, dict[str, str]] = {}
@@ -201,25 +253,56 @@ def table() -> str:
     return markdown_table(["network", *next(iter(cells.values()))], lines)
 
 
-def main() -> None:
-    """Writes released.csv and prints its rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--released", type=Path, required=True, help="a clone of the released code")
-    folder = parser.parse_args().released
-    try:
-        algo = load(folder)
-    except (OSError, ImportError) as error:
-        parser.error(f"--released: {error}")  # an ImportError says what pip has to install
+def speed_table() -> str:
+    """docs/throughput.md's."""
+    with SPEED_PATH.open() as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        (row["batch"], row["width"], row["cores"], row["ours"], row["released"])
+        + (f"{row['ratio']} ({row['lowest']}-{row['highest']})", row["cpu"])
+        for row in rows
+    ]
+    names = ["batch", "width", "cores", "`flowrl_jax.py`, updates/s", "released code, updates/s"]
+    return markdown_table([*names, "ratio", "machine"], lines)
+
+
+def compare_all(algo: types.ModuleType) -> Iterator[dict[str, str | int]]:
+    """Rows of `compare`, of all settings."""
     jax.config.update("jax_enable_x64", True)
     wide = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
-    rows = []
     with mock.patch.object(flowrl, "jnp", wide):  # the networks hand float32 back
         for weighting, flow_steps in itertools.product(WEIGHTINGS, FLOW_STEPS):
             args = dict(ode_solver="midpoint", w2_weighting=weighting, flow_steps=flow_steps)
-            for row in compare(algo, flowrl.Args(**args)):
-                print(*row.values(), flush=True)
-                rows.append(row)
-    with CSV_PATH.open("w", newline="") as file:
+            yield from compare(algo, flowrl.Args(**args))
+
+
+def speed_all(algo: types.ModuleType) -> Iterator[dict[str, str | int]]:
+    """Rows of `speeds`, of the sizes of presets `paper` and `cpu`."""
+    algo.torch.set_num_threads(len(os.sched_getaffinity(0)))
+    for preset in ("paper", "cpu"):
+        args = flowrl.Args(**flowrl.PRESETS[preset])
+        yield speeds(
+            algo, dataclasses.replace(args, ode_solver="midpoint", w2_weighting="batch_mean")
+        )
+
+
+def main() -> None:
+    """Writes a CSV and prints its rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--released", type=Path, required=True, help="a clone of the released code")
+    parser.add_argument(
+        "--speed", action="store_true", help="time both instead; on an idle machine"
+    )
+    args = parser.parse_args()
+    try:
+        algo = load(args.released, compiled=args.speed)
+    except (OSError, ImportError) as error:
+        parser.error(f"--released: {error}")  # an ImportError says what pip has to install
+    rows = []
+    for row in speed_all(algo) if args.speed else compare_all(algo):
+        print(*row.values(), flush=True)
+        rows.append(row)
+    with (SPEED_PATH if args.speed else CSV_PATH).open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -80,6 +80,16 @@ def test_the_page_has_the_last_update_of_each_setting(monkeypatch, tmp_path):
     assert released.table() == markdown_table(names, [("`critic`", "4e-4", "4e-13", "7e-13")])
 
 
+def test_the_page_has_the_speeds_with_their_spread(monkeypatch, tmp_path):
+    kept = tmp_path / "released_speed.csv"
+    header = "batch,width,cores,ours,released,ratio,lowest,highest,cpu,jax,torch"
+    kept.write_text(f"{header}\n256,512,1,11,8,1.4,1.3,1.5,a CPU,0.1,2.1\n")
+    monkeypatch.setattr(released, "SPEED_PATH", kept)
+    header, _, line = released.speed_table().splitlines()
+    assert line == "| 256 | 512 | 1 | 11 | 8 | 1.4 (1.3-1.5) | a CPU |"
+    assert header.count("|") == line.count("|")
+
+
 @pytest.mark.parametrize("files", [[], ["model/algo.py"]])
 def test_what_is_missing_is_told_in_one_line(files, tmp_path, monkeypatch, capsys):
     for file in files:  # imports what is not there

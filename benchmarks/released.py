@@ -118,10 +118,10 @@ def params_of(learner: flowrl.LearnerState, name: str) -> flowrl.Params:
     return network if isinstance(network, dict) else network.params
 
 
-def fresh_agent(algo: types.ModuleType, args: flowrl.Args):
+def fresh_agent(algo: types.ModuleType, args: flowrl.Args, obs_size=OBS, action_size=ACTIONS):
     """The released agent, on the CPU."""
-    torch, ones = algo.torch, np.ones(ACTIONS)
-    space = types.SimpleNamespace(shape=(ACTIONS,), low=-ones, high=ones)
+    torch, ones = algo.torch, np.ones(action_size)
+    space = types.SimpleNamespace(shape=(action_size,), low=-ones, high=ones)
     config = types.SimpleNamespace(
         gamma=args.gamma,
         tau=args.target_tau,
@@ -137,7 +137,7 @@ def fresh_agent(algo: types.ModuleType, args: flowrl.Args):
         device=0,
     )
     with mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):
-        agent = algo.flowAC(OBS, space, config)
+        agent = algo.flowAC(obs_size, space, config)
     agent.policy.device = agent.device
     return agent
 

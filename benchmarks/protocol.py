@@ -6,8 +6,9 @@
 
 Of each finished run of RESULTS it keeps metrics.csv and config.json, as SET/VARIANT/TASK__SEED.csv
 and .json, where SET is `development` for the tasks to choose by, `reported` for those that are run
-once with what was chosen, and `ablations` where VARIANT is a change of one flag, `w2_coef=0` say.
-It writes the table of SET/README.md, and SET/curves.png.
+once with what was chosen, `ablations` where VARIANT is a change of one flag, `w2_coef=0` say, and
+`authors` where it is `released_...`, the authors' code or ours with its settings. It writes the
+table of SET/README.md, and SET/curves.png.
 """
 
 import argparse
@@ -33,11 +34,13 @@ SETS = {
     "reported": ("humanoid-walk", "humanoid-run", "dog-walk", "quadruped-run", "h1-stand")
     + ("h1-walk", "finger-turn_hard", "fish-swim", "acrobot-swingup", "walker-walk"),
     "ablations": ("cheetah-run", "walker-run"),
+    "authors": ("cheetah-run", "walker-run"),
 }
 CHANGED = "flowrl_64x512_lr1e-3"  # what an ablation changes one flag of
 STEPS = 200_000  # at which all are compared
+SHORTER = {"authors": 100_000}  # but those of a set
 # and after these minutes of an idle core:
-MINUTES = {"development": (6, 10, 15, 20, 45), "reported": (10, 15, 30, 60), "ablations": ()}
+MINUTES = {"development": (6, 10, 15, 20, 45), "reported": (10, 15, 30, 60)}
 LAST = 5  # evaluations of which the protocol has the mean
 BESIDE = "cheetah-run"  # the task that task_speed.csv's ratios are to
 # Endings of a variant that makes as many updates a second as the one without it.
@@ -50,6 +53,7 @@ Curves = dict[str, dict[str, dict[int, Curve]]]  # variant -> task -> seed -> it
 def set_of(variant: str, task: str) -> str:
     """Which of SETS a run belongs to. Raises RunError for a task that the set does not have."""
     chosen = ("ablations",) if "=" in variant else ("development", "reported")
+    chosen = ("authors",) if variant.startswith("released_") else chosen
     for name in chosen:
         if task in SETS[name]:
             return name
@@ -202,14 +206,19 @@ def published(task: str) -> str:
     return ", ".join(f"{name} {found[name]}" for name in PUBLISHED if name in found)
 
 
+def steps(name: str) -> int:
+    """Environment steps at which the runs of a set are compared."""
+    return SHORTER.get(name, STEPS)
+
+
 def after(name: str, minutes: float | None) -> dict[str, dict[str, list[np.ndarray]]]:
-    """Of a set: variant -> task -> each seed's returns up to those minutes; None: up to STEPS."""
+    """Of a set: variant -> task -> each seed's returns up to those minutes; None: up to `steps`."""
     found, speeds = curves(name), Speeds(FOLDER)
     table: dict[str, dict[str, list[np.ndarray]]] = {}
     for variant in found:
         for task in SETS[name]:
             speed = minutes and speeds.of(variant, task)
-            budget = STEPS if minutes is None else minutes * (speed or 0)
+            budget = steps(name) if minutes is None else minutes * (speed or 0)
             of_task = table.setdefault(variant, {})
             of_task[task] = within(found[variant].get(task, {}), budget)
     return table
@@ -218,9 +227,9 @@ def after(name: str, minutes: float | None) -> dict[str, dict[str, list[np.ndarr
 def rows(name: str) -> list[list[str]]:
     """A set's table: a row a task at equal steps, then after equal time, and over all tasks."""
     tasks, lines = SETS[name], []
-    for minutes in (None, *MINUTES[name]):
+    for minutes in (None, *MINUTES.get(name, ())):
         table = after(name, minutes)
-        when = f"{STEPS:,} steps" if minutes is None else f"{minutes} minutes"
+        when = f"{steps(name):,} steps" if minutes is None else f"{minutes} minutes"
         for task in tasks:
             cells = [cell(of_task[task]) for of_task in table.values()]
             if any(cells):
@@ -247,7 +256,7 @@ def variants_down(lines: list[list[str]]) -> list[list[str]]:
 def table(name: str) -> str:
     """As Markdown; of tasks and variants those that are more go down the page.
 
-    A variant without a cell has no column: its runs end before STEPS, and it was not timed.
+    A variant without a cell has no column: its runs end before `steps`, and it was not timed.
     """
     lines = [["after", "task", *curves(name), "published"], *rows(name)]
     columns = list(zip(*lines, strict=True))

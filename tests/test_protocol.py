@@ -250,9 +250,11 @@ def test_the_first_run_of_a_set_finds_its_page(name, kept, monkeypatch):
         (kept / one).mkdir()
     (kept / name / "README.md").write_text(page)
     monkeypatch.setattr(protocol, "STEPS", 10_000)
+    monkeypatch.setattr(protocol, "SHORTER", {"authors": 10_000})
     task = protocol.SETS[name][0]
     write_run(kept / "r", task, 1, [123])
-    protocol.main(["w2_coef=0" if name == "ablations" else "flowrl_8x128", str(kept / "r")])
+    variants = {"ablations": "w2_coef=0", "authors": "released_jax"}
+    protocol.main([variants.get(name, "flowrl_8x128"), str(kept / "r")])
     again = (kept / name / "README.md").read_text()
     assert "123, 123 (1)" in again
     assert "No run has finished" not in again

@@ -211,7 +211,7 @@ def speeds(algo: types.ModuleType, args: flowrl.Args) -> dict[str, str | int]:
     """A row: updates a second of both, timed in turn."""
     batch, _ = random_batch(jax.random.key(1), args)
 
-    def one(learner: flowrl.LearnerState, key: jax.Array):
+    def one(learner: flowrl.LearnerState, batch: flowrl.Transition, key: jax.Array):
         noise = flowrl.draw_update_noise(key, args.batch_size, ACTIONS)
         return flowrl.update(learner, batch, noise, args)[0]
 
@@ -222,7 +222,7 @@ def speeds(algo: types.ModuleType, args: flowrl.Args) -> dict[str, str | int]:
     for turn in range(TURNS + 1):  # the first compiles
         begun = time.perf_counter()
         for _ in range(IN_A_TURN):
-            learner = update(learner, key)
+            learner = update(learner, batch, key)
         jax.block_until_ready(learner)
         middle = time.perf_counter()
         for k in range(IN_A_TURN):

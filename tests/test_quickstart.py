@@ -1,9 +1,14 @@
 """docs/quickstart.ipynb, run from top to bottom as a user would, at sizes for a test."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+import flowrl_jax
+from harness import command_line
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
 SMALLER = {"--total-timesteps": 2_400, "--learning-starts": 400, "--updates-per-step": 1}
@@ -20,6 +25,34 @@ def test_it_is_short_and_has_no_outputs():
     for cell in cells():
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
+
+
+def sizes(device):
+    """Of every task, as the notebook's cell has them: what `flowrl_jax.py` makes of its flags."""
+    (cell,) = [source for c in cells() if "SIZES = {" in (source := "".join(c["source"]))]
+    exec(cell, names := {"os": os, "device": device})
+    preset = "cpu" if device == "cpu" else "gpu"
+    tasks = {"cartpole": "cartpole-balance", "harder": names["HARDER"]}
+    for task, env_id in tasks.items():
+        flags = [str(part) for flag in names["sizes"][task].items() for part in flag]
+        flags += ["--env-id", env_id, "--seed", "1"]
+        args = command_line.parse_args(flowrl_jax.ALGORITHM, preset, flags)
+        command_line.check(args, flowrl_jax.ALGORITHM)
+        yield dataclasses.asdict(args)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_sizes_of_every_device_are_flags_that_are_taken(device):
+    assert [args["env_id"] for args in sizes(device)] == ["cartpole-balance", "walker-walk"]
+
+
+def test_sizes_for_a_gpu_are_those_that_learned():
+    """But for the physics, which a CPU takes too long for through MJX."""
+    for args in sizes("gpu"):
+        name = f"{args['env_id']}__1.json"
+        learned = json.loads((NOTEBOOK.parents[1] / "benchmarks" / "quickstart" / name).read_text())
+        other = {name for name, value in learned["args"].items() if args[name] != value}
+        assert other == {"engine", "num_threads", "runs_dir"}, args["env_id"]
 
 
 def outputs(notebook, kind):

@@ -10,9 +10,9 @@ https://arxiv.org/abs/2506.12811 (Lv et al., "Flow-Based Policy for Online Reinf
                 y_b = r + gamma (1 - terminated) V_beta(s')
                 beta <- beta - grad mean (Q_beta(s, a) - y_b)^2                                (3)
                 V    <- V    - grad expectile loss of min Qbar_beta(s, a) - V_beta(s)          (4)
-                on every second update:
+                on every second update, with x_t = t a + (1-t) x_0,  t ~ U(0, 1):
                 w     = clip(lambda exp(u - mean u)),  u = relu(Q_beta(s, a) - Q_phi(s, a_pi)) (5)
-                theta <- theta - grad mean(w |v_theta(s, x_t, t) - (a-x_0)|^2 - Q_phi(s, a_pi)) (6)
+                theta <- theta - grad mean(w |v_theta(s,x_t,t) - (a-x_0)|^2/A - Q_phi(s, a_pi)) (6)
                 targets <- (1 - target_tau) targets + target_tau online
 """
 

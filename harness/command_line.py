@@ -8,6 +8,7 @@ import errno
 import functools
 import inspect
 import io
+import itertools
 import math
 import os
 import re
@@ -30,6 +31,14 @@ EVALUATION_FLAGS = ("evaluate", "eval_episodes", "engine", "seed", "num_threads"
 EVALUATION_FLAGS += ("capture_video",)
 # What the system says where a disk takes no more.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# tyro's and Python's complaints of a value, and the one form that all have here: flag, what, fix.
+_IN_OUR_WORDS = {
+    r"^Error parsing (--\S+): (.*)$": r"\1: \2",
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
+    r"could not convert string to float: (.*)": r"\1 is no number",
+    r"^invalid choice (.*) for argument '(--\S+)'\. Expected (one of .*)\.$": r"\2: \1 is not \3",
+    r"^Missing value for argument '(--\S+)'.*": r"\1: needs a value",
+}
 
 
 def exit_code(main, algorithm: Algorithm, *bad_input: type[Exception]) -> int:
@@ -181,12 +190,12 @@ def _parse_resume(algorithm: Algorithm, folder: Path, arguments: list[str]):
         args = args if value != "auto" else dataclasses.replace(args, **{name: before})
     args = dataclasses.replace(args, resume=str(folder), runs_dir=str(folder))
     chunks = contract.num_chunks(was)
+    if not checkpoints.steps(folder / "checkpoints"):
+        raise RunError(f"--resume: '{folder}' has no checkpoint; begin a new run without --resume")
     if status == "finished" and contract.num_chunks(args) == chunks:  # a run ends with a chunk
         steps = _number(chunks * contract.steps_per_chunk(was))
         fix = f"for more raise --total-timesteps above {steps}"
         raise RunError(f"--resume: the run in '{folder}' has finished all of its steps; {fix}")
-    if not checkpoints.steps(folder / "checkpoints"):
-        raise RunError(f"--resume: '{folder}' has no checkpoint; begin a new run without --resume")
     os.close(runs.lock(folder, shared=True))
     runs.rows_until(folder / "metrics.csv", args.total_timesteps)  # damaged: tell before compiling
     return args
@@ -212,7 +221,6 @@ def _parse(kind: type, arguments: list[str], default, whose: str):
 
     whose: the values in `default`, for `--help`.
     """
-    flags = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
     complaint = io.StringIO()
     if {"-h", "--help"} & set(arguments):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
@@ -227,7 +235,7 @@ def _parse(kind: type, arguments: list[str], default, whose: str):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise RunError(_first_sentence(complaint.getvalue(), flags)) from None
+        raise RunError(_first_sentence(complaint.getvalue(), kind, arguments)) from None
     values = [vars(section) for section in vars(sections).values()]
     return kind(**{name: value for section in values for name, value in section.items()})
 
@@ -272,21 +280,35 @@ def _title(kind: type) -> str:
     return (sys.modules[kind.__module__].__doc__ or kind.__name__).strip().splitlines()[0]
 
 
-def _first_sentence(boxed: str, flags: list[str]) -> str:
-    """The message inside tyro's box, as one line, with the nearest of `flags` to an unknown one."""
+def _first_sentence(boxed: str, kind: type, arguments: list[str]) -> str:
+    """The message inside tyro's box, as one line, with the nearest flag to an unknown one."""
     lines = boxed.splitlines()
     # Dashes instead of lines where the terminal cannot draw them. The first rule is the box's top.
     rules = [i for i, line in enumerate(lines) if re.search("─{3}|-{3}", line)] or [-1]
     inside = lines[rules[0] + 1 : rules[1] if len(rules) > 1 else len(lines)]
     text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", " ".join(inside)).split())
-    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", text)
+    for theirs, ours in _IN_OUR_WORDS.items():
+        text = re.sub(theirs, ours, text)
     unknown = re.match(r"Unrecognized options: (--)?([^,=\s]+)", text)
     if unknown and unknown[1]:
+        flags = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
         near = difflib.get_close_matches(unknown[2].replace("_", "-"), flags, 1)
         text = f"--{unknown[2]}: there is no such flag" + "".join(f", but --{x}" for x in near)
     elif unknown:
-        text = f"{unknown[2]!r}: a flag's name has to stand before it, such as --env-id"
+        text = _of_no_flag(unknown[2], kind, arguments)
     return f"{text or 'the command line does not parse'}; see --help"
+
+
+def _of_no_flag(word: str, kind: type, arguments: list[str]) -> str:
+    """What to say of a word that no flag takes; after a switch, true say, that it takes none."""
+    switches = {name for name, hint in typing.get_type_hints(kind).items() if hint is bool}
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    for before, after in itertools.pairwise(words):
+        name = re.sub("^--(no[-_])?", "", before).replace("-", "_")
+        if after == word and before.startswith("--") and name in switches:
+            flag = name.replace("_", "-")
+            return f"--{flag}: takes no value, got {word!r}; use --{flag} or --no-{flag}"
+    return f"{word!r}: a flag's name has to stand before it, such as --env-id"
 
 
 def check(args, algorithm: Algorithm) -> None:

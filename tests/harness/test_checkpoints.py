@@ -651,11 +651,12 @@ def test_no_folder_no_run_no_checkpoint(tmp_path):
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(RunError, match=r"--resume: .* no run folder: config\.json"):
             resumed(folder)
-    (tmp_path / "config.json").write_text(
-        json.dumps({"args": {"runs_dir": "x"}, "status": "failed"})
-    )
-    with pytest.raises(RunError, match=r"--resume: .* has no checkpoint"):
-        resumed(tmp_path)
+    for status in ("failed", "finished"):
+        (tmp_path / "config.json").write_text(
+            json.dumps({"args": {"runs_dir": "x"}, "status": status})
+        )
+        with pytest.raises(RunError, match=r"--resume: .* has no checkpoint"):
+            resumed(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"args": {"alpha": 1}, "status": "failed"}))
     with pytest.raises(RunError, match=r"--resume: .* another version.* alpha"):
         resumed(tmp_path)

@@ -5,6 +5,7 @@ in. They differ where an episode ended. Resets draw from a pool of initial state
 jitted step a reset is a gather and costs no physics; `refresh` renews the pool between chunks.
 """
 
+import tasks  # noqa: F401, I001  # before mujoco, which MUJOCO_GL may keep from loading
 import concurrent.futures
 import copy
 import difflib

@@ -475,6 +475,16 @@ def test_import_and_make_are_silent_and_need_no_display(env_id):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_a_way_to_draw_that_is_not_there_is_one_line_and_keeps_nobody_from_training():
+    environment = os.environ | {"MUJOCO_GL": "nonsense", "JAX_PLATFORMS": "cpu"}
+    code = "import envs, os; envs.make('cartpole-balance', 1); print(os.environ['MUJOCO_GL'])"
+    options = {"capture_output": True, "text": True, "cwd": os.path.dirname(envs.__file__)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, **options)
+    assert (result.returncode, result.stdout) == (0, "disable\n")
+    assert result.stderr.startswith("MUJOCO_GL=nonsense: MuJoCo does not load with it (RuntimeE")
+    assert result.stderr.count("\n") == 1
+
+
 def test_forces_are_the_simulations_own_however_many_there_are():
     """A touch sensor is of the step's last stage; data of simulations share memory above 512."""
     xml = """<mujoco><worldbody><geom type="plane" size="1 1 1"/>

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,6 +23,9 @@ COLOURS = {"ink": "#1b2129", "muted": "#66707c", "grid": "#e3e6ea", "paper": "#f
 SERIES = ("#0063b1", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
 POINTS = 100  # of a curve, at the most
 REFERENCES_DRAWN = 6
+DASHED = {"ls": (0, (3, 2)), "lw": 1.2}
+LEGEND_WIDTH = 64  # characters, after which a legend's line is broken
+LEGEND_LINE = 0.16  # inches that each of its lines after the first two adds to the figure
 
 
 def _grid(runs: Iterable[Run], axis: str) -> np.ndarray:
@@ -41,9 +45,14 @@ def _scaled(axis: str, positions: np.ndarray, longest: float) -> tuple[np.ndarra
     return positions / scale, name
 
 
-def _draw(axes, x, estimates, colour: str, label: str, dashed: bool = False) -> None:
+def _explain_dashes(axes) -> None:
+    """One line of the legend for all that are dashed, where colours tell settings apart."""
+    axes.plot([], [], color=COLOURS["muted"], label=f"dashed: {KINDS['deterministic']}", **DASHED)
+
+
+def _draw(axes, x, estimates, colour: str, label: str | None, dashed: bool = False) -> None:
     value, low, high = estimates
-    style = {"ls": (0, (3, 2)), "lw": 1.2} if dashed else {"lw": 2.0}
+    style = DASHED if dashed else {"lw": 2.0}
     marker = "o" if np.isfinite(value).sum() <= 25 and not dashed else None
     axes.plot(x, value, color=colour, label=label, marker=marker, ms=3.2, **style)
     if not dashed and np.isfinite(low).any():
@@ -68,7 +77,12 @@ def _finish(figure, axes, unit: str, y_label: str) -> None:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     handles, labels = axes.get_legend_handles_labels()
-    place = {"loc": "outside upper left", "ncols": 2 if sum(map(len, labels)) < 50 else 1}
+    short = sum(map(len, labels)) < 50
+    labels = [textwrap.fill(text, LEGEND_WIDTH, break_on_hyphens=False) for text in labels]
+    lines = 1 if short else sum(text.count("\n") + 1 for text in labels)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_LINE * max(0, lines - 2))
+    place = {"loc": "outside upper left", "ncols": 2 if short else 1}
     style = {"fontsize": 8, "frameon": False, "handlelength": 1.6, "labelcolor": COLOURS["ink"]}
     style["alignment"] = "left"
     figure.legend(handles, labels, borderpad=0.1, columnspacing=1.4, **place, **style)
@@ -99,13 +113,16 @@ def task_figure(groups: list[Group], axis: str, references: list[dict[str, str]]
                 last = run.returns["sampled"][-1]
                 axes.plot(positions[-1], last, "x", color=colour, ms=7, mew=2, zorder=4)
         count = sum(bool(run.step.size) for run in group.runs)
-        name = f"{group.settings}, " if len(shown) > 1 else ""
+        name = group.settings if len(shown) > 1 else KINDS["sampled"]
         of = f"{count} run{'s' if count > 1 else ''}"
         of = of if count == len(group.runs) else f"{count} of {len(group.runs)} runs"
         estimates = curve("iqm", [values["sampled"]])
-        _draw(axes, x, estimates, colour, f"{name}{KINDS['sampled']}, {of}")
+        _draw(axes, x, estimates, colour, f"{name}, {of}")
         estimates = curve("iqm", [values["deterministic"]])
-        _draw(axes, x, estimates, colour, f"{name}{KINDS['deterministic']}", dashed=True)
+        label = None if len(shown) > 1 else KINDS["deterministic"]
+        _draw(axes, x, estimates, colour, label, dashed=True)
+    if len(shown) > 1:
+        _explain_dashes(axes)
     _finish(figure, axes, unit, "return")
     column = "at" if axis == "step" else "minutes"
     _draw_references(axes, [row for row in references if row[column]])
@@ -145,10 +162,13 @@ def aggregate_figure(groups: list[Group], name: str, axis: str):
             ]
             if not x.size or not np.isfinite((estimates := curve("iqm", strata))[0]).any():
                 continue
-            label = (f"{key[0]}, " if len(chosen) > 1 else "") + KINDS[kind]
-            _draw(axes, x, estimates, colour, label, dashed=kind != "sampled")
+            dashed = kind != "sampled"
+            label = KINDS[kind] if len(chosen) == 1 else None if dashed else key[0]
+            _draw(axes, x, estimates, colour, label, dashed)
     if not axes.lines:
         return None
+    if len(chosen) > 1:
+        _explain_dashes(axes)
     _finish(figure, axes, unit, "IQM of scores")
     return figure
 

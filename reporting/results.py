@@ -92,7 +92,7 @@ def find_runs(paths: list[Path], now: float | None = None) -> list[Run]:
 def _places(path: Path) -> list[Path]:
     """Folders and CSV files that are runs."""
     if path.is_file():
-        return [path] if path.suffix == ".csv" else []
+        return [path] if path.suffix == ".csv" and path.with_suffix(".json").exists() else []
     below = _below(path)
     folders = {file.parent for file in below if file.name in ("config.json", "metrics.csv")}
     named = re.compile(r".+__.+__\d+__\d{8}-\d{6}(-\d+)?")
@@ -407,7 +407,8 @@ def value_at(run: Run, kind: str, axis: str, at: float) -> tuple[float, str]:
         return math.nan, "no charts/seconds in its metrics.csv: an older run"
     index = int(np.searchsorted(positions, at, side="right")) - 1
     if index < 0:
-        return math.nan, f"first evaluation at {positions[0]:,.6g} {AXES[axis].split()[0]}"
+        unit = AXES[axis] if axis == "step" else axis
+        return math.nan, f"first evaluation at {positions[0]:,.6g} {unit}"
     if at - positions[index] >= run.interval(axis) > 0 and at > positions[-1]:
         ended = f"ended at step {run.reached:,}" + (
             f" after {positions[-1]:.3g} minutes" if axis == "minutes" else ""

@@ -22,7 +22,7 @@ from reporting.results import (
 
 def planned_end(group: Group) -> float:
     """Environment steps that the longest run of a group was asked for, or reached."""
-    asked = [run.config.get("args", {}).get("total_timesteps", 0) for run in group.runs]
+    asked = [r.config.get("args", {}).get("total_timesteps", r.reached) for r in group.runs]
     reached = [run.reached for run in group.runs if run.status == "finished"]
     return float(max(reached, default=max([*asked, 0])))
 
@@ -107,6 +107,8 @@ def read_references(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
+        if not rows:
+            raise ReportError(f"--reference: {path}: there is no row in it")
         for row in rows:
             float(row["value"])
             [

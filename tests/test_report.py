@@ -389,7 +389,7 @@ def test_a_seed_that_other_tasks_have_is_missing(tmp_path):
         ("step", 200, 20),
         ("step", 399, 30),  # as a longer run's would be
         ("step", 400, "ended at step 300"),
-        ("step", 99, "first evaluation at 100 environment"),
+        ("step", 99, "first evaluation at 100 environment steps"),
         ("minutes", 1, 10),
         ("minutes", 2.5, 20),
         ("minutes", 0.5, "first evaluation at 1 minutes"),
@@ -589,6 +589,22 @@ def test_a_curve_is_drawn_through_the_numbers(tmp_path):
     np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), [1, 2, 3])
 
 
+def test_many_settings_leave_the_curves_their_place(tmp_path):
+    flags = {f"some_longer_flag_{k}": k for k in range(6)}
+    for seed in range(1, 9):
+        write_run(tmp_path, "dog-run", seed, [10, 50], **{n: v + seed for n, v in flags.items()})
+    groups, _ = results.group_runs(results.find_runs([tmp_path]))
+    figure = curves.task_figure(groups, "step", [])
+    figure.savefig(tmp_path / "figure.png")
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert len(legend.get_texts()) == len(groups) + 1  # and what is dashed
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert (box.max <= figure.bbox.max).all()
+    assert box.y0 >= axes.get_window_extent().y1
+    assert axes.get_window_extent().height > 1.5 * figure.dpi
+
+
 def test_names_of_published_figures_do_not_overlap(tmp_path):
     write_run(tmp_path, "dog-stand", 1, [10, 50, 900])
     groups, _ = results.group_runs(results.find_runs([tmp_path]))
@@ -609,12 +625,14 @@ def test_names_of_published_figures_do_not_overlap(tmp_path):
     [
         ([], "PATH"),
         (["nowhere"], "nowhere: no such file or folder"),
+        ([str(ROOT / "benchmarks" / "bandit.csv")], "or a CSV file with a JSON beside it)"),
         ([str(ROOT / "README.md")], "README.md: no run in it"),
         ([".", "--html", "results.md"], "--html: results.md does not end in .html"),
         (["."], "no run in it"),
         ([".", "--steps", "none"], "--steps: needs a number above 0, got 'none'"),
         ([".", "--minutes", "-1"], "--minutes"),
         ([".", "--reference", "nowhere.csv"], "--reference: nowhere.csv: No such file"),
+        ([".", "--reference", os.devnull], f"--reference: {os.devnull}: there is no row in it"),
         ([".", "--unknown"], "--unknown"),
     ],
 )

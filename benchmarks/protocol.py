@@ -312,7 +312,7 @@ def draw(found: Curves, tasks: Iterable[str], xlabel: str, path: Path) -> None:
         for number, (variant, of_tasks) in enumerate(found.items()):
             seeds, look = of_tasks.get(task, {}), {"color": f"C{number}"}
             for one in seeds.values():
-                panel.plot(*one, linewidth=1 if len(seeds) > 1 else 2, **look)
+                panel.plot(*one, linewidth=1, **look)
             if len(seeds) > 1:
                 panel.plot(*mean_curve(list(seeds.values())), linewidth=2.5, **look)
             panel.plot([], [], label=variant, **look)

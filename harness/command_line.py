@@ -131,8 +131,8 @@ def parse_args(algorithm: Algorithm, automatic: str, arguments: list[str] | None
         return _parse_resume(algorithm, Path(chosen.resume), arguments)
     name, kind, presets = chosen.preset, algorithm.args, algorithm.presets
     if name not in ("auto", *presets):
-        name = "nothing" if name is None else repr(name)
-        raise RunError(f"--preset: {name} is not one of auto, {', '.join(presets)}")
+        what = "needs a value," if name is None else f"{name!r} is not"
+        raise RunError(f"--preset: {what} one of auto, {', '.join(presets)}")
     if chosen.evaluate is not None:
         return _evaluation_args(algorithm, arguments, chosen.evaluate)
     name = automatic if name == "auto" else name
@@ -323,7 +323,7 @@ def check_bounds(args, bounds: Mapping[str, tuple[float, float]]) -> None:
         if not low <= value <= high:  # also false for nan
             flag = "--" + name.replace("_", "-")
             upper = "" if high == math.inf else f" and at most {_number(high)}"
-            raise RunError(f"{flag}: needs at least {low:g}{upper}, got {_number(value)}")
+            raise RunError(f"{flag}: needs at least {_number(low)}{upper}, got {_number(value)}")
 
 
 def _number(value: float) -> str:

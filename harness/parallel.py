@@ -192,7 +192,7 @@ class Devices:
     def _check(self, available: int, args) -> None:
         count, num = self.count, self.num_processes
         if not 1 <= count <= available:
-            fix = f"use 1 to {available}, or 0 for all"
+            fix = f"use {'1' if available == 1 else f'1 to {available}'}, or 0 for all"
             raise RunError(f"--num-devices: {count}, but JAX finds {available}; {fix}")
         if num > 1 and (count != available or count != num * jax.local_device_count()):
             fix = "use --num-devices 0, and equally many devices for each process"

@@ -228,6 +228,8 @@ def test_a_complaint_is_one_sentence_on_a_terminal_without_line_drawing():
         (["--gamma", "x"], "error: --gamma: 'x' is no number; see"),
         (["--ode-solver", "heun"], r": --ode-solver: 'heun' is not one of \('euler', .*\); see"),
         (["--hidden-size"], "error: --hidden-size: needs a value; see"),
+        (["--preset"], "error: --preset: needs a value, one of auto, paper, cpu, gpu"),
+        (["--num-devices", "99"], r"--num-devices: 99, but JAX finds (\d+); use 1( to \1)?, or 0"),
         (["--w2-indicator", "true"], "--w2-indicator: takes no value, got 'true'; use --w2-ind"),
         (["--no-w2_indicator=1"], "--w2-indicator: takes no value, .* or --no-w2-indicator; see"),
         (["--w2-indicator", "--seed", "1", "true"], "'true': a flag's name has to stand before it"),

@@ -12,7 +12,7 @@ from harness import check
         ("--engine dm_control", "error: --engine: 'dm_control' is not one of"),
         ("--num-threads=-1", "error: --num-threads: needs 0"),
         ("--warp-headroom nan", "error: --warp-headroom: needs more than 0"),
-        ("--gamma abc", "error: Error parsing --gamma"),
+        ("--gamma abc", "error: --gamma: 'abc' is no number"),
         ("--gamma 2", "error: --gamma: needs"),
     ],
 )

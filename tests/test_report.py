@@ -222,6 +222,12 @@ def test_a_damaged_run_is_listed_and_the_others_are_shown(tmp_path, file, text, 
     assert any(says in run.why for run in found)
 
 
+def test_a_run_without_configuration_ends_where_it_got_to(tmp_path):
+    (write_run(tmp_path, "dog-run", 1, [1.0, 2.0]) / "config.json").unlink()
+    row, _ = rows_of(tmp_path)
+    assert (row["at"], row["runs"], row["mean"]) == (200, 1, 2.0)
+
+
 def test_collected_csv_files_are_runs_too():
     folder = ROOT / "benchmarks" / "learning"
     found = results.find_runs([folder])
